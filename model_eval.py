@@ -1,0 +1,84 @@
+"""The derived network: the cell of a genotype, stacked. Trained from scratch by val_train.py.
+
+Legend: B films; C channels of this cell, C_p of the previous, C_pp of the one before. Every intermediate node adds
+up two operations; the cell puts out the nodes in the genotype's `*_concat`, side by side.
+"""
+
+import torch
+from torch import nn
+
+from genotypes import EDGES_PER_NODE, INPUT_NODES, check_genotype
+from operations import OPS, FactorizedReduce, ReLUConvBN
+
+
+class Cell(nn.Module):
+    def __init__(self, pairs, concat, C_pp, C_p, C, reduction, reduction_p):
+        """pairs: the genotype's (operation, source node) list, two per node."""
+        super().__init__()
+        self.sources, self.concat = [source for _, source in pairs], concat
+        if reduction_p:  # the cell before the last has twice the height and width
+            self.preprocess0 = FactorizedReduce(C_pp, C)
+        else:
+            self.preprocess0 = ReLUConvBN(C_pp, C)
+        self.preprocess1 = ReLUConvBN(C_p, C)
+        self.ops = nn.ModuleList(OPS[name](C, 2 if reduction and source < INPUT_NODES else 1) for name, source in pairs)
+
+    def forward(self, s0, s1, keep=None):
+        """s0 (B, C_pp, …), s1 (B, C_p, …), keep (B, ops) drop-path factors or None -> (B, len(concat)·C, …)."""
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        edges = []
+        for k, (op, source) in enumerate(zip(self.ops, self.sources, strict=True)):
+            y = op(states[source])
+            if keep is not None and not isinstance(op, nn.Identity):
+                y = y * keep[:, k, None, None, None].to(y.dtype)
+            edges.append(y)
+            if len(edges) == EDGES_PER_NODE:
+                states.append(edges[0] + edges[1])
+                edges = []
+        return torch.cat([states[node] for node in self.concat], dim=1)
+
+
+class Network(nn.Module):
+    """Stem, `layers` cells (three of them reduction cells), average pool, linear classifier."""
+
+    def __init__(self, C, num_classes, layers, genotype):
+        super().__init__()
+        if layers < 4:
+            raise ValueError(f"{layers} cells: the three reduction cells need at least 4")
+        check_genotype(genotype)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 3 * C, 7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(3 * C),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        C_pp, C_p = 3 * C, 3 * C
+        self.cells = nn.ModuleList()
+        reduction_p = False
+        for k in range(layers):
+            reduction = k in (layers // 4, 2 * layers // 4, 3 * layers // 4)
+            C = 2 * C if reduction else C
+            pairs = genotype.reduce if reduction else genotype.normal
+            concat = genotype.reduce_concat if reduction else genotype.normal_concat
+            self.cells.append(Cell(pairs, concat, C_pp, C_p, C, reduction, reduction_p))
+            C_pp, C_p, reduction_p = C_p, len(concat) * C, reduction
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_p, num_classes)
+        self.to(memory_format=torch.channels_last)
+
+    def drop_path(self, films, probability, generator):
+        """Drop-path factors (films, cells, ops of a cell): 0 with `probability`, else 1 / (1 − probability).
+
+        Each film loses each operation's output on its own; identities are never dropped (`Cell.forward`).
+        """
+        device = self.classifier.weight.device
+        shape = (films, len(self.cells), len(self.cells[0].ops))
+        kept = torch.rand(shape, generator=generator, device=device) >= probability
+        return kept / (1 - probability)
+
+    def forward(self, films, keep=None):
+        """films (B, 3, H, W), height and width multiples of 32, keep: see `drop_path` -> logits (B, classes)."""
+        s0 = s1 = self.stem(films.contiguous(memory_format=torch.channels_last))
+        for k, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, None if keep is None else keep[:, k])
+        return self.classifier(self.pool(s1).flatten(1))

@@ -1,0 +1,175 @@
+"""The candidate operations of DARTS (section 3.1 of the paper, details in appendix A.1.1), one module each.
+
+`OPS[name](C, stride)` builds the operation named `name` on C channels, as the derived network uses it. The
+supernet evaluates the same operations for all edges that leave a node at once: the second half of the file.
+All inputs and outputs have shape (B, C, H, W) and (B, C, H // stride, W // stride).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+OPS = {
+    "none": lambda C, stride: Zero(stride),
+    "max_pool_3x3": lambda C, stride: nn.MaxPool2d(3, stride, padding=1),
+    "avg_pool_3x3": lambda C, stride: avg_pool_3x3(stride),
+    "skip_connect": lambda C, stride: nn.Identity() if stride == 1 else FactorizedReduce(C, C),
+    "sep_conv_3x3": lambda C, stride: SepConv(C, 3, stride),
+    "sep_conv_5x5": lambda C, stride: SepConv(C, 5, stride),
+    "dil_conv_3x3": lambda C, stride: DilConv(C, 3, stride),
+    "dil_conv_5x5": lambda C, stride: DilConv(C, 5, stride),
+}
+
+
+def avg_pool_3x3(stride):
+    """Averages over the pixels that exist: the padding is not counted."""
+    return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+
+
+class Zero(nn.Module):
+    """`none`: no connection."""
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x):
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, 1×1 convolution, batch normalisation: brings a cell's input to C_out channels."""
+
+    def __init__(self, C_in, C_out, affine=True):
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(C_in, C_out, 1, bias=False),
+            nn.BatchNorm2d(C_out, affine=affine),
+        )
+
+
+class SepConv(nn.Sequential):
+    """Separable convolution, applied twice: ReLU, depthwise k×k, pointwise 1×1, BN; the stride in the first."""
+
+    def __init__(self, C, kernel_size, stride):
+        layers = []
+        for s in (stride, 1):
+            layers += [nn.ReLU(), *depthwise_pointwise(C, kernel_size, s), nn.BatchNorm2d(C)]
+        super().__init__(*layers)
+
+
+class DilConv(nn.Sequential):
+    """Dilated separable convolution: ReLU, depthwise k×k with every second pixel, pointwise 1×1, BN."""
+
+    def __init__(self, C, kernel_size, stride):
+        super().__init__(nn.ReLU(), *depthwise_pointwise(C, kernel_size, stride, dilation=2), nn.BatchNorm2d(C))
+
+
+def depthwise_pointwise(C, kernel_size, stride, dilation=1):
+    """A depthwise k×k convolution and a pointwise one; padding keeps the size at stride 1."""
+    padding = dilation * (kernel_size // 2)
+    return (
+        nn.Conv2d(C, C, kernel_size, stride, padding, dilation, groups=C, bias=False),
+        nn.Conv2d(C, C, 1, bias=False),
+    )
+
+
+class FactorizedReduce(nn.Module):
+    """Halves height and width (both even) with two 1×1 convolutions, one on the even, one on the odd pixels."""
+
+    def __init__(self, C_in, C_out, affine=True):
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.even = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(C_out, affine=affine)
+
+    def forward(self, x):
+        x = self.relu(x)
+        return self.bn(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
+
+
+# --- The same operations on E edges at once, for the supernet: their outputs are stacked as E·C channels, edge by
+# edge. Where all E edges read the same x, the input has C channels. BN has no scale and shift of its own.
+
+
+class EdgeBN(nn.BatchNorm2d):
+    """BN over E·C stacked channels whose scale is the weight of their edge: w · BN(y)."""
+
+    def __init__(self, channels):
+        super().__init__(channels, affine=False)
+        self.num_batches_tracked = None  # serves only a cumulative average, which is not used here
+
+    def forward(self, y, scale):
+        """y (B, E·C, H, W), scale (E·C,) -> (B, E·C, H, W)."""
+        return F.batch_norm(y, self.running_mean, self.running_var, scale, None, self.training, self.momentum, self.eps)
+
+
+class SharedSeparable(nn.Module):
+    """Depthwise k×k and pointwise 1×1 convolutions of E edges at once; `first`: all edges read the same x."""
+
+    def __init__(self, C, E, kernel_size, stride=1, dilation=1, first=True):
+        super().__init__()
+        self.C, self.E, self.stride, self.dilation, self.first = C, E, stride, dilation, first
+        # A grouped convolution draws its initial weights from the fan-in of one group: as E modules would.
+        self.depthwise = nn.Conv2d(E * C, E * C, kernel_size, groups=E * C, bias=False)
+        self.pointwise = nn.Conv2d(E * C, E * C, 1, groups=E, bias=False)
+
+    def forward(self, x):
+        """x (B, C, H, W), or (B, E·C, H, W) where not `first` -> (B, E·C, H/stride, W/stride)."""
+        C, E, stride, dilation = self.C, self.E, self.stride, self.dilation
+        if stride == dilation == 2:  # reads even pixels only: an ordinary convolution of those
+            x, stride, dilation = x[:, :, ::2, ::2], 1, 1
+
+        # Taps that meet only padding, wherever the kernel stands, are cut off (maps of 2×2 and 4×4 pixels).
+        taps = self.depthwise.weight
+        centre, size = taps.shape[-1] // 2, max(x.shape[-2:])
+        reach = min(centre, (size - 1) // dilation)
+        if reach < centre:
+            near = slice(centre - reach, centre + reach + 1)
+            taps = taps[:, :, near, near]
+        padding = reach * dilation
+
+        dense_up_to = 32 if dilation == 2 else 16
+        if self.first and (reach == 0 or C <= dense_up_to):
+            # Nothing stands between the two convolutions, so they compose to one with a dense kernel. It takes
+            # more multiplications, but they run in the library's fast path (weight gradients of depthwise and
+            # all of dilated depthwise convolutions do not), x is not copied E times and nothing in between is
+            # stored. It pays where channels are few: measured from 1.2× (C 16, 5×5) to 3× (C 8, dilated).
+            pointwise = self.pointwise.weight.reshape(E, C, C, 1, 1)
+            kernel = (pointwise * taps.reshape(E, 1, C, *taps.shape[-2:])).flatten(0, 1)
+            kernel = kernel.contiguous(memory_format=torch.channels_last)
+            return F.conv2d(x, kernel, None, stride, padding, dilation)
+        if self.first:
+            x = torch.cat([x] * E, dim=1)  # keeps channels-last, which repeat() does not
+        if size <= 4:  # where padding is as wide as the map, oneDNN's weight gradient is 2 to 6 times slower
+            x, padding = F.pad(x, (padding,) * 4), 0
+        return self.pointwise(F.conv2d(x, taps, None, stride, padding, dilation, groups=E * C))
+
+
+class SepConvs(nn.Module):
+    """sep_conv_k×k on E edges, before the last BN; x is past the ReLU."""
+
+    def __init__(self, C, E, kernel_size, stride):
+        super().__init__()
+        self.first = SharedSeparable(C, E, kernel_size, stride)
+        self.bn = nn.BatchNorm2d(E * C, affine=False)
+        self.relu = nn.ReLU()
+        self.second = SharedSeparable(C, E, kernel_size, first=False)
+
+    def forward(self, x):
+        return self.second(self.relu(self.bn(self.first(x))))
+
+
+class FactorizedReduces(nn.Module):
+    """skip_connect with stride 2 on E edges, before the BN; x is past the ReLU."""
+
+    def __init__(self, C, E):
+        super().__init__()
+        self.E = E
+        self.even = nn.Conv2d(C, E * C // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(C, E * C // 2, 1, stride=2, bias=False)
+
+    def forward(self, x):
+        halves = self.even(x).chunk(self.E, dim=1), self.odd(x[:, :, 1:, 1:]).chunk(self.E, dim=1)
+        return torch.cat([half for edge in zip(*halves, strict=True) for half in edge], dim=1)
