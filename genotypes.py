@@ -176,79 +176,36 @@ def save_genotype(path, genotype):
     partial.replace(path)
 
 
-def _published(normal, reduce):
-    return Genotype(normal, [2, 3, 4, 5], reduce, [2, 3, 4, 5])
+def _cells(normal, reduce):
+    """A genotype from two texts "operation source, operation source, …", with all nodes put out."""
+
+    def pairs(text):
+        return [(op, int(source)) for op, source in (pair.split() for pair in text.split(","))]
+
+    return Genotype(pairs(normal), [2, 3, 4, 5], pairs(reduce), [2, 3, 4, 5])
 
 
 # Cells known by name: `val_train.py --genotype NAME` trains them.
 PUBLISHED = {
     # The paper's cells for CIFAR-10, as its authors' code names them: found by the first order ...
-    "DARTS_V1": _published(
-        normal=[
-            ("sep_conv_3x3", 1),
-            ("sep_conv_3x3", 0),
-            ("skip_connect", 0),
-            ("sep_conv_3x3", 1),
-            ("skip_connect", 0),
-            ("sep_conv_3x3", 1),
-            ("sep_conv_3x3", 0),
-            ("skip_connect", 2),
-        ],
-        reduce=[
-            ("max_pool_3x3", 0),
-            ("max_pool_3x3", 1),
-            ("skip_connect", 2),
-            ("max_pool_3x3", 0),
-            ("max_pool_3x3", 0),
-            ("skip_connect", 2),
-            ("skip_connect", 2),
-            ("avg_pool_3x3", 0),
-        ],
+    "DARTS_V1": _cells(
+        "sep_conv_3x3 1, sep_conv_3x3 0, skip_connect 0, sep_conv_3x3 1, "
+        "skip_connect 0, sep_conv_3x3 1, sep_conv_3x3 0, skip_connect 2",
+        "max_pool_3x3 0, max_pool_3x3 1, skip_connect 2, max_pool_3x3 0, "
+        "max_pool_3x3 0, skip_connect 2, skip_connect 2, avg_pool_3x3 0",
     ),
     # ... and by the second.
-    "DARTS_V2": _published(
-        normal=[
-            ("sep_conv_3x3", 0),
-            ("sep_conv_3x3", 1),
-            ("sep_conv_3x3", 0),
-            ("sep_conv_3x3", 1),
-            ("sep_conv_3x3", 1),
-            ("skip_connect", 0),
-            ("skip_connect", 0),
-            ("dil_conv_3x3", 2),
-        ],
-        reduce=[
-            ("max_pool_3x3", 0),
-            ("max_pool_3x3", 1),
-            ("skip_connect", 2),
-            ("max_pool_3x3", 1),
-            ("max_pool_3x3", 0),
-            ("skip_connect", 2),
-            ("skip_connect", 2),
-            ("max_pool_3x3", 1),
-        ],
+    "DARTS_V2": _cells(
+        "sep_conv_3x3 0, sep_conv_3x3 1, sep_conv_3x3 0, sep_conv_3x3 1, "
+        "sep_conv_3x3 1, skip_connect 0, skip_connect 0, dil_conv_3x3 2",
+        "max_pool_3x3 0, max_pool_3x3 1, skip_connect 2, max_pool_3x3 1, "
+        "max_pool_3x3 0, skip_connect 2, skip_connect 2, max_pool_3x3 1",
     ),
     # The first-order cell that the original of this project published for its ChestX-ray14 toy set.
-    "CHESTXRAY14_FIRST_ORDER": _published(
-        normal=[
-            ("dil_conv_5x5", 0),
-            ("sep_conv_3x3", 1),
-            ("max_pool_3x3", 2),
-            ("max_pool_3x3", 0),
-            ("dil_conv_3x3", 1),
-            ("avg_pool_3x3", 2),
-            ("dil_conv_3x3", 0),
-            ("dil_conv_5x5", 4),
-        ],
-        reduce=[
-            ("avg_pool_3x3", 0),
-            ("sep_conv_3x3", 1),
-            ("avg_pool_3x3", 0),
-            ("skip_connect", 2),
-            ("skip_connect", 1),
-            ("sep_conv_3x3", 3),
-            ("avg_pool_3x3", 0),
-            ("dil_conv_3x3", 1),
-        ],
+    "CHESTXRAY14_FIRST_ORDER": _cells(
+        "dil_conv_5x5 0, sep_conv_3x3 1, max_pool_3x3 2, max_pool_3x3 0, "
+        "dil_conv_3x3 1, avg_pool_3x3 2, dil_conv_3x3 0, dil_conv_5x5 4",
+        "avg_pool_3x3 0, sep_conv_3x3 1, avg_pool_3x3 0, skip_connect 2, "
+        "skip_connect 1, sep_conv_3x3 3, avg_pool_3x3 0, dil_conv_3x3 1",
     ),
 }

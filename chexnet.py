@@ -1,0 +1,111 @@
+"""The baseline: CheXNet (Rajpurkar et al. 2017, arXiv 1711.05225), a DenseNet-121 with one logit per finding.
+
+    python chexnet.py
+
+Reads   data/<set>/, and for PRETRAINED weights/densenet121-a639ec97.pth, else torchvision's download
+Writes  weights/chexnet_net.pth, and weights/chexnet/ with log.txt, metrics.jsonl, settings.json, checkpoint.pt
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import DenseNet121_Weights, densenet121
+
+import utils
+from dataset import FINDINGS, Films, Sampler, open_set
+from runs import TRAINING_HEADER, Run
+
+DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
+DATA = "data"  # folder of the prepared sets
+OUT = "."  # everything this run writes lies below it
+FRESH = False  # True: move an old run of this name aside and start anew
+SEED = 0  # any integer
+DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
+
+PRETRAINED = {"phantom": False, "chestxray14": True}  # True: start from ImageNet weights
+CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, at most the film size
+EPOCHS = {"phantom": 9, "chestxray14": 100}  # passes over train, at most
+BATCH_SIZE = {"phantom": 32, "chestxray14": 32}  # films
+
+LR = {"phantom": 1e-3, "chestxray14": 1e-4}  # Adam's learning rate at the start
+PATIENCE = 1  # epochs without a better val AUC before the learning rate is divided by 10
+LR_STOP = 1e-7  # training ends when the learning rate falls below
+CLIP = 5.0  # largest norm of the gradient
+START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
+LOG_EVERY = 10  # steps between readings of the loss
+
+
+class CheXNet(nn.Module):
+    """DenseNet-121; films (B, 3, H, W) -> logits (B, num_classes)."""
+
+    def __init__(self, num_classes, pretrained=False):
+        super().__init__()
+        self.densenet = densenet121()
+        if pretrained:
+            self.densenet.load_state_dict(imagenet_weights())
+        self.densenet.classifier = nn.Linear(self.densenet.classifier.in_features, num_classes)
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def classifier(self):
+        return self.densenet.classifier
+
+    def forward(self, films):
+        return self.densenet(films.contiguous(memory_format=torch.channels_last))
+
+
+def imagenet_weights(folder="weights"):
+    """torchvision's DenseNet-121 weights from `folder`, downloaded into it where missing. Raises ValueError."""
+    url = DenseNet121_Weights.IMAGENET1K_V1.url
+    path = Path(folder) / url.rpartition("/")[2]
+    try:
+        state = torch.hub.load_state_dict_from_url(url, model_dir=folder, map_location="cpu", weights_only=True)
+    except Exception as error:  # no network, a broken file, a full disk: each means the same to the user
+        raise ValueError(
+            f"{path}: ImageNet weights cannot be read or downloaded ({type(error).__name__}); "
+            f"put {url} there by hand, or pass --no-pretrained"
+        ) from None
+    # The file is older than the names of today's modules: denselayer1.norm.1 is now denselayer1.norm1.
+    return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", key): v for key, v in state.items()}
+
+
+def main(settings):
+    device = utils.select_device(settings.device)
+    generator = utils.seed_everything(settings.seed, device)
+    with utils.one_line_errors():
+        data = open_set(settings.data, settings.dataset)
+        trn_films = Films(data, "train", settings.crop, device)
+        val_films = Films(data, "val", settings.crop, device)
+        sampler = Sampler(trn_films, settings.batch_size, generator)
+        network = CheXNet(len(FINDINGS), settings.pretrained).to(device)
+    if settings.start_at_prevalence:
+        utils.start_at_prevalence(network.classifier, trn_films.labels)
+
+    weights = Path(settings.out) / "weights"
+    run = Run(weights / "chexnet", settings, device, {"checksum": data.checksum}, product=weights / "chexnet_net.pth")
+    if run.finished:
+        return
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, settings.patience)
+    run.track(network=network, optimizer=optimizer, scheduler=scheduler, sampler=sampler, generator=generator)
+    progress = run.restore({"epoch": 0, "best_auc": -1.0})
+    if progress["epoch"] == 0:
+        millions = sum(p.numel() for p in network.parameters()) / 1e6
+        run.log(f"CheXNet, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
+        run.log(f"DenseNet-121: {millions:.2f} M parameters\n{TRAINING_HEADER}")
+
+    while progress["epoch"] < settings.epochs and optimizer.param_groups[0]["lr"] >= settings.lr_stop:
+        lr = optimizer.param_groups[0]["lr"]
+        title = f"epoch {progress['epoch'] + 1}"
+        trn_loss = utils.train_epoch(network, network, sampler, optimizer, settings.clip, settings.log_every, title)
+        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size)
+        scheduler.step(auc)
+        run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc, progress)
+    run.finish_training(progress)
+
+
+if __name__ == "__main__":
+    main(utils.parse_settings(__file__))

@@ -1,0 +1,286 @@
+"""A prepared set of films on disk, and batches of it made on the device that the network runs on.
+
+A set is a folder with three files:
+
+    images.npy    uint8, shape (N, H, W): the films
+    labels.csv    one row per film, in the same order: Image Index, Patient ID, Finding Labels, split
+    source.json   where it came from, counts per split and finding, seed, checksum of the two files above
+
+`Finding Labels` joins findings with "|" or is "No Finding"; `split` is train, val or test, and no patient is in
+two of them. The labels are those of ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315).
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+NO_FINDING = "No Finding"
+SPLITS = ("train", "val", "test")
+COLUMNS = ["Image Index", "Patient ID", "Finding Labels", "split"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # per channel; the films' three channels are equal
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+# --- A set on disk
+
+
+@dataclass
+class PreparedSet:
+    """images (N, H, W) uint8, labels (N, findings) float32 of 0 and 1, table: the N rows of labels.csv."""
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    table: pd.DataFrame
+    checksum: str
+    notice: str  # what a table of results on this set must say
+
+    def rows(self, split):
+        """Row numbers of a split's films, in file order."""
+        return np.flatnonzero(self.table["split"].to_numpy() == split)
+
+
+def encode_findings(finding_labels):
+    """`Finding Labels` strings -> (N, findings) float32 of 0 and 1; ValueError names the row of an unknown one."""
+    column = {finding: k for k, finding in enumerate(FINDINGS)}
+    labels = np.zeros((len(finding_labels), len(FINDINGS)), dtype=np.float32)
+    for row, text in enumerate(finding_labels):
+        if text == NO_FINDING:
+            continue
+        for finding in str(text).split("|"):
+            if finding not in column:
+                raise ValueError(f"row {row + 1}: unknown finding {finding!r}")
+            labels[row, column[finding]] = 1
+    return labels
+
+
+def check_table(table, films):
+    """The labels of `table` as an array; ValueError, naming the row, unless it describes `films` films."""
+    missing = [column for column in COLUMNS if column not in table.columns]
+    if missing:
+        raise ValueError(f"no column {missing[0]!r}")
+    if len(table) != films:
+        raise ValueError(f"{len(table)} rows for the {films} films of images.npy")
+    labels = encode_findings(table["Finding Labels"])
+    for column, values in (("split", SPLITS), ("Image Index", None)):
+        bad = ~table[column].isin(values) if values else table[column].duplicated()
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            problem = f"must be one of {', '.join(values)}" if values else "is there twice"
+            raise ValueError(f"row {row + 1}: {column} {table[column].iloc[row]!r} {problem}")
+    first = table.drop_duplicates("Patient ID").set_index("Patient ID")["split"]
+    elsewhere = table["split"].to_numpy() != first.loc[table["Patient ID"]].to_numpy()
+    if elsewhere.any():
+        row = table.iloc[int(np.flatnonzero(elsewhere)[0])]
+        raise ValueError(
+            f"row {row.name + 1}: patient {row['Patient ID']} is in {row['split']} and in {first[row['Patient ID']]}"
+        )
+    for split in SPLITS:
+        if not (table["split"] == split).any():
+            raise ValueError(f"split {split!r} has no film")
+    return labels
+
+
+def count_findings(table):
+    """{split: {"films", "patients", "No Finding", finding: count, ...}}."""
+    labels = encode_findings(table["Finding Labels"])
+    counts = {}
+    for split in SPLITS:
+        inside = (table["split"] == split).to_numpy()
+        positives = labels[inside].sum(axis=0).astype(int).tolist()
+        counts[split] = {
+            "films": int(inside.sum()),
+            "patients": int(table.loc[inside, "Patient ID"].nunique()),
+            NO_FINDING: int((labels[inside].sum(axis=1) == 0).sum()),
+        } | dict(zip(FINDINGS, positives, strict=True))
+    return counts
+
+
+def format_counts(counts):
+    """The table of `count_findings` for people: one row per finding, one column per split."""
+    names = list(counts[SPLITS[0]])
+    lines = [f"{'':20}" + "".join(f"{split:>8}" for split in SPLITS)]
+    lines += [f"{name:20}" + "".join(f"{counts[split][name]:8}" for split in SPLITS) for name in names]
+    return "\n".join(lines)
+
+
+def set_checksum(folder):
+    """SHA-256 over images.npy, then labels.csv."""
+    digest = hashlib.sha256()
+    for name in ("images.npy", "labels.csv"):
+        with open(Path(folder) / name, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_set(folder, images, table, source):
+    """Write a prepared set; source.json, which marks it as complete, comes last. Returns the counts.
+
+    images: (N, H, W) uint8; table: the columns of labels.csv; source: what source.json says beside the counts
+    and the checksum. Raises ValueError for a set that `load_set` would refuse.
+    """
+    folder = Path(folder)
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise ValueError(f"images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
+    table = table[COLUMNS].reset_index(drop=True)
+    check_table(table, len(images))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "source.json").unlink(missing_ok=True)
+    with open(folder / "images.npy.part", "wb") as file:
+        np.save(file, images)
+    (folder / "images.npy.part").replace(folder / "images.npy")
+    table.to_csv(folder / "labels.csv.part", index=False, lineterminator="\n")
+    (folder / "labels.csv.part").replace(folder / "labels.csv")
+    counts = count_findings(table)
+    record = source | {"counts": counts, "checksum": set_checksum(folder)}
+    (folder / "source.json.part").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "source.json.part").replace(folder / "source.json")
+    return counts
+
+
+def load_set(folder):
+    """Read and check a prepared set. Raises ValueError with one line that names the file and the problem."""
+    folder = Path(folder)
+    for name in ("images.npy", "labels.csv", "source.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing: prepare the set first (see README, 'Data')")
+    at = folder / "images.npy"
+    try:
+        images = np.load(at, mmap_mode="r", allow_pickle=False)
+        if images.dtype != np.uint8 or images.ndim != 3:
+            raise ValueError(f"must be uint8 (N, H, W), not {images.dtype} {images.shape}")
+        at = folder / "labels.csv"
+        table = pd.read_csv(at, dtype={"Image Index": str, "Finding Labels": str}, keep_default_na=False)
+        labels = check_table(table, len(images))
+        at = folder / "source.json"
+        source = json.loads(at.read_text(encoding="utf-8"))
+        checksum, notice = source["checksum"], source.get("notice", "not for clinical use")
+        if checksum != set_checksum(folder):
+            raise ValueError("its checksum does not fit images.npy and labels.csv: prepare the set anew")
+    except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
+        raise ValueError(f"{at}: {error}") from None
+    return PreparedSet(folder.name, images, labels, table, checksum, notice)
+
+
+def open_set(data, name):
+    """`load_set` of the set `name` below the folder `data`; the phantom is made there on first use."""
+    folder = Path(data) / name
+    if name == "phantom" and not (folder / "source.json").exists():
+        script = Path(__file__).parent / "data" / "prepare_phantom.py"
+        if subprocess.run([sys.executable, script, folder]).returncode:
+            raise ValueError(f"{folder}: {script.name} could not make the phantom set, see above")
+    return load_set(folder)
+
+
+# --- Batches on the device
+
+
+class Films:
+    """The films and labels of one split, on `device`; all sizes in pixels.
+
+    Training batches are random crops of `crop` × `crop` with horizontal flips; where the crop is as large as
+    the film, the film is shifted by up to `crop` // 16 pixels over a black border instead. Evaluation batches
+    are the whole film reduced to the crop size.
+    """
+
+    def __init__(self, prepared, split, crop, device):
+        rows = prepared.rows(split)
+        films = torch.from_numpy(np.ascontiguousarray(prepared.images[rows]))
+        size = min(films.shape[1:])
+        if crop % 32 or not 0 < crop <= size:
+            raise ValueError(f"crop {crop} must be a multiple of 32 and at most the films' {size} pixels")
+        border = crop // 16 if crop == size else 0
+        self.crop, self.border = crop, border
+        self.films = F.pad(films, (border,) * 4).to(device)  # uint8 (N, H, W), with the border
+        self.labels = torch.from_numpy(prepared.labels[rows]).to(device)
+        self.names = prepared.table["Image Index"].to_numpy()[rows]
+        self.mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
+
+    def __len__(self):
+        return len(self.films)
+
+    def train_batch(self, index, generator):
+        """index (B,) on the device -> films (B, 3, crop, crop), labels (B, findings)."""
+        B, device = len(index), self.films.device
+        _, height, width = self.films.shape
+
+        def draw(high):
+            return torch.randint(0, high, (B, 1), generator=generator, device=device)
+
+        steps = torch.arange(self.crop, device=device)
+        rows = draw(height - self.crop + 1) + steps  # (B, crop)
+        columns = draw(width - self.crop + 1) + torch.where(draw(2) == 1, steps.flip(0), steps)
+        films = self.films[index.view(B, 1, 1), rows.view(B, -1, 1), columns.view(B, 1, -1)]
+        return self.normalise(films.float()), self.labels[index]
+
+    def eval_batch(self, index):
+        """index: a slice or (B,) -> films (B, 3, crop, crop), labels (B, findings)."""
+        b = self.border
+        films = self.films[index]
+        films = films[:, b : films.shape[1] - b, b : films.shape[2] - b].float()
+        if films.shape[1:] != (self.crop, self.crop):
+            size = (self.crop, self.crop)
+            films = F.interpolate(films[:, None], size, mode="bilinear", antialias=True)[:, 0]
+        return self.normalise(films), self.labels[index]
+
+    def normalise(self, films):
+        """Grey values 0..255 (B, H, W) -> three equal channels, each with ImageNet's mean and deviation."""
+        channels = (films[:, None] / 255 - self.mean) / self.std
+        return channels.contiguous(memory_format=torch.channels_last)
+
+
+class Sampler:
+    """Endless batches of indices: shuffled anew for each pass, the incomplete last batch dropped."""
+
+    def __init__(self, films, batch_size, generator):
+        if not 0 < batch_size <= len(films):
+            raise ValueError(f"batch size {batch_size} must be at least 1 and at most the {len(films)} films")
+        self.films, self.batch_size, self.generator = films, batch_size, generator
+        self.order, self.position = None, 0  # of the current pass
+
+    def __len__(self):
+        """Batches in one pass."""
+        return len(self.films) // self.batch_size
+
+    def next(self):
+        """The next training batch (films, labels)."""
+        if self.order is None or self.position == len(self):
+            device = self.films.films.device
+            self.order = torch.randperm(len(self.films), generator=self.generator, device=device)
+            self.position = 0
+        start = self.position * self.batch_size
+        self.position += 1
+        return self.films.train_batch(self.order[start : start + self.batch_size], self.generator)
+
+    def state_dict(self):
+        return {"order": self.order, "position": self.position}
+
+    def load_state_dict(self, state):
+        self.order, self.position = state["order"], state["position"]

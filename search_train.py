@@ -1,0 +1,151 @@
+"""Stage 1: search a cell with DARTS. Alternates a step on α (val batch) and a step on w (train batch).
+
+    python search_train.py                   first order, on the phantom
+    python search_train.py --second-order    second order
+
+Reads   data/<set>/
+Writes  search_first_order/ or search_second_order/: genotype.txt (the epoch with the best val AUC),
+        genotype_last.txt (the last epoch), log.txt, metrics.jsonl, settings.json, checkpoint.pt
+"""
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import utils
+from architect import Architect
+from dataset import FINDINGS, Films, Sampler, open_set
+from genotypes import format_genotype, save_genotype
+from model_search import Network
+from runs import Run
+
+SECOND_ORDER = False  # False: first order, ξ = 0; True: second order, ξ = the learning rate of w
+EXACT_PRODUCT = False  # second order only; False: the paper's finite differences (eq. 8); True: differentiate twice
+DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
+DATA = "data"  # folder of the prepared sets
+OUT = "."  # everything this run writes lies below it
+FRESH = False  # True: move an old run of this name aside and start anew
+SEED = 0  # any integer
+DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
+
+CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, at most the film size
+C = {"phantom": 8, "chestxray14": 16}  # channels of the first cell
+LAYERS = {"phantom": 5, "chestxray14": 12}  # cells, at least 4
+EPOCHS = {"phantom": 8, "chestxray14": 50}  # passes over train
+BATCH_SIZE = {"phantom": 32, "chestxray14": 16}  # films
+
+W_LR = {"phantom": 0.025, "chestxray14": 0.025}  # SGD's learning rate, in the first epoch
+W_LR_MIN = 0.0001  # in the last epoch, along a cosine
+W_MOMENTUM = 0.9  # of SGD
+W_WEIGHT_DECAY = 3e-4  # λ
+W_CLIP = 5.0  # largest norm of ∇w
+ALPHA_LR = {"phantom": 6e-3, "chestxray14": 3e-4}  # Adam's learning rate
+ALPHA_BETA1 = 0.5  # Adam's first β; the second is 0.999
+ALPHA_WEIGHT_DECAY = 1e-3  # of α
+START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
+LOG_EVERY = 10  # steps between readings of the loss
+
+
+def main(settings):
+    device = utils.select_device(settings.device)
+    generator = utils.seed_everything(settings.seed, device)
+    order = "second" if settings.second_order else "first"
+    with utils.one_line_errors():
+        data = open_set(settings.data, settings.dataset)
+        trn_films = Films(data, "train", settings.crop, device)
+        val_films = Films(data, "val", settings.crop, device)
+        trn_sampler = Sampler(trn_films, settings.batch_size, generator)
+        val_sampler = Sampler(val_films, settings.batch_size, generator)
+        network = Network(settings.c, len(FINDINGS), settings.layers).to(device)
+    if settings.start_at_prevalence:
+        utils.start_at_prevalence(network.classifier, trn_films.labels)
+
+    run = Run(Path(settings.out) / f"search_{order}_order", settings, device, {"checksum": data.checksum})
+    if run.finished:
+        return
+
+    w_optimizer = torch.optim.SGD(
+        network.weight_parameters(),
+        lr=settings.w_lr,
+        momentum=settings.w_momentum,
+        weight_decay=settings.w_weight_decay,
+    )
+    alpha_optimizer = torch.optim.Adam(
+        network.arch_parameters(),
+        lr=settings.alpha_lr,
+        betas=(settings.alpha_beta1, 0.999),
+        weight_decay=settings.alpha_weight_decay,
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(w_optimizer, settings.epochs, settings.w_lr_min)
+    architect = Architect(
+        network, utils.criterion, w_optimizer, alpha_optimizer, settings.second_order, settings.exact_product
+    )
+    run.track(
+        network=network,
+        w_optimizer=w_optimizer,
+        alpha_optimizer=alpha_optimizer,
+        scheduler=scheduler,
+        trn_sampler=trn_sampler,
+        val_sampler=val_sampler,
+        generator=generator,
+    )
+    progress = run.restore({"epoch": 0, "best_auc": -1.0})
+    if progress["epoch"] == 0:
+        weights = sum(p.numel() for p in network.weight_parameters())
+        run.log(f"{order} order, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
+        run.log(f"supernet: {weights / 1e6:.2f} M weights\nepoch   lr of w   train loss   α's val loss   val AUC")
+
+    while progress["epoch"] < settings.epochs:
+        epoch = progress["epoch"] + 1
+        lr = scheduler.get_last_lr()[0]
+        trn_loss, alpha_loss = search_epoch(
+            network, architect, w_optimizer, trn_sampler, val_sampler, settings, f"epoch {epoch}"
+        )
+        scheduler.step()
+        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size)
+
+        genotype = network.genotype()
+        save_genotype(run.folder / "genotype_last.txt", genotype)
+        better = auc > progress["best_auc"]
+        if better:
+            save_genotype(run.folder / "genotype.txt", genotype)
+            progress["best_auc"] = auc
+        progress["epoch"] = epoch
+        mark = "  best so far" if better else ""
+        run.log(f"{epoch:5}   {lr:7.4f}   {trn_loss:10.4f}   {alpha_loss:12.4f}   {auc:7.3f}{mark}")
+        row = {"epoch": epoch, "lr": lr, "train_loss": trn_loss, "alpha_loss": alpha_loss, "val_loss": val_loss}
+        alphas = {"normal": network.alphas_normal.tolist(), "reduce": network.alphas_reduce.tolist()}
+        run.end_epoch(row | {"val_auc": auc, "genotype": format_genotype(genotype), "alphas": alphas}, progress)
+
+    run.log(f"{(run.folder / 'genotype.txt').read_text().strip()}\n{run.seconds() / 60:.1f} minutes")
+    run.finish(progress)
+
+
+def search_epoch(network, architect, w_optimizer, trn_sampler, val_sampler, settings, title):
+    """One pass over train: an α step and a w step per batch (Algorithm 1). Returns both mean losses."""
+    network.train()
+    trn_losses, alpha_losses = (utils.Losses(network.alphas_normal.device) for _ in range(2))
+    bar = tqdm(range(len(trn_sampler)), title, leave=False, mininterval=1)
+    for step in bar:
+        trn, val = trn_sampler.next(), val_sampler.next()
+
+        # 1. α step, in float32: the second-order term is a small difference
+        alpha_losses.add(architect.step(trn, val))
+
+        # 2. w step: ∇w L_train(w, α)
+        films, labels = trn
+        with utils.autocast(films.device):
+            loss = utils.criterion(network(films), labels)
+        w_optimizer.zero_grad()
+        loss.backward(inputs=network.weight_parameters())
+        torch.nn.utils.clip_grad_norm_(network.weight_parameters(), settings.w_clip)
+        w_optimizer.step()
+        trn_losses.add(loss)
+        if step % settings.log_every == 0:
+            bar.set_postfix(loss=f"{trn_losses.mean():.4f}")
+    return trn_losses.mean(), alpha_losses.mean()
+
+
+if __name__ == "__main__":
+    main(utils.parse_settings(__file__))

@@ -1,0 +1,53 @@
+"""What several tests share: one thread (the same results on every machine), and a small prepared set."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dataset import FINDINGS, write_set
+
+FILMS = {"train": 48, "val": 32, "test": 32}
+PATIENT_FILMS = 2
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def small_table():
+    """Rows of labels.csv: every finding is present and absent in every split; patients have two films each."""
+    rows, patient = [], 0
+    for split, films in FILMS.items():
+        for film in range(films):
+            patient += film % PATIENT_FILMS == 0
+            found = [name for k, name in enumerate(FINDINGS) if (film + k) % 5 == 0 and film % 7]
+            rows.append((f"{patient:05}_{film:03}.png", patient, "|".join(found) or "No Finding", split))
+    return pd.DataFrame(rows, columns=["Image Index", "Patient ID", "Finding Labels", "split"])
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory):
+    """The folder that holds a prepared set "small" of 112 noise films, 64 × 64 px. Not to be written to."""
+    data = tmp_path_factory.mktemp("data")
+    table = small_table()
+    images = np.random.default_rng(0).integers(0, 256, (len(table), 64, 64), dtype=np.uint8)
+    write_set(data / "small", images, table, {"origin": "noise", "seed": 0})
+    return data
+
+
+@pytest.fixture
+def one_line(capsys):
+    """Calls something that must end with status 2 and one line on stderr; returns the line."""
+
+    def call(function, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            function(*arguments)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    return call

@@ -1,0 +1,142 @@
+"""Genotypes: derivation as in the paper, reading as data, writing, checking."""
+
+import contextlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genotypes import (
+    EDGES,
+    INPUT_NODES,
+    NODES,
+    PRIMITIVES,
+    PUBLISHED,
+    check_genotype,
+    derive,
+    format_genotype,
+    load_genotype,
+    parse_genotype,
+    random_genotype,
+    save_genotype,
+)
+
+CONCAT = [2, 3, 4, 5]
+
+
+def alphas(fill=0.0, **cells):
+    """An α tensor from {"e3_sep_conv_3x3": value}: edge number and operation."""
+    alpha = torch.full((len(EDGES), len(PRIMITIVES)), fill)
+    for key, value in cells.items():
+        edge, op = key[1:].split("_", 1)
+        alpha[int(edge), PRIMITIVES.index(op)] = value
+    return alpha
+
+
+def test_primitives_have_the_papers_order():
+    assert PRIMITIVES == (
+        "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect",
+        "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
+    )  # fmt: skip
+    assert EDGES[:5] == ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3)) and len(EDGES) == 14
+
+
+def test_derivation_keeps_the_two_strongest_edges_in_falling_order():
+    alpha = alphas(e0_sep_conv_3x3=1.0, e1_dil_conv_5x5=2.0, e2_max_pool_3x3=0.5, e4_skip_connect=3.0)
+    normal = derive(alpha, alphas()).normal
+    assert normal[:4] == [("dil_conv_5x5", 1), ("sep_conv_3x3", 0), ("skip_connect", 2), ("max_pool_3x3", 0)]
+
+
+def test_derivation_compares_softmax_weights_and_never_takes_none():
+    # Edge 0 has the larger α, but `none` takes most of its softmax; edge 1 of node 3 likewise is left out.
+    alpha = alphas(e2_sep_conv_3x3=5.0, e2_none=9.0, e3_skip_connect=2.0, e4_avg_pool_3x3=1.0)
+    pairs = derive(alpha, alphas()).normal[2:4]
+    assert pairs == [("skip_connect", 1), ("avg_pool_3x3", 2)]
+    all_none = derive(alphas(fill=0.0, **{f"e{e}_none": 9.0 for e in range(len(EDGES))}), alphas())
+    assert all(op != "none" for op, _ in all_none.normal)
+
+
+def test_ties_go_to_the_lower_node_then_to_the_earlier_primitive():
+    genotype = derive(alphas(), alphas())
+    assert genotype.normal == [(PRIMITIVES[1], source) for _ in range(NODES) for source in (0, 1)]
+    tied = alphas(e5_skip_connect=1.0, e7_dil_conv_3x3=1.0, e7_sep_conv_5x5=1.0)  # edges (0, 4) and (2, 4)
+    assert derive(alphas(), tied).reduce[4:6] == [("skip_connect", 0), ("sep_conv_5x5", 2)]
+
+
+def test_alpha_that_is_not_finite_or_misshapen_is_refused():
+    with pytest.raises(ValueError, match="finite"):
+        derive(alphas(e3_none=float("nan")), alphas())
+    with pytest.raises(ValueError, match="14 edges"):
+        derive(torch.zeros(14, 7), alphas())
+
+
+@given(st.integers(0, 2**32))
+def test_random_genotypes_are_valid_and_survive_writing_and_reading(seed):
+    genotype = random_genotype(seed)
+    check_genotype(genotype)
+    assert parse_genotype(format_genotype(genotype)) == genotype
+    assert random_genotype(seed) == genotype
+
+
+def test_random_genotypes_use_every_operation_and_source():
+    drawn = [random_genotype(seed) for seed in range(200)]
+    assert {op for g in drawn for op, _ in g.normal + g.reduce} == set(PRIMITIVES[1:])
+    assert {source for g in drawn for _, source in g.normal[-2:]} == set(range(INPUT_NODES + NODES - 1))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_cells_are_valid(name, tmp_path):
+    save_genotype(tmp_path / "genotype.txt", PUBLISHED[name])
+    assert load_genotype(tmp_path / "genotype.txt") == PUBLISHED[name]
+    text = (tmp_path / "genotype.txt").read_text()
+    assert text.startswith("genotype = Genotype(normal=[('") and text.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["genotype.txt"]
+
+
+def test_quark0s_range_is_read():
+    text = format_genotype(PUBLISHED["DARTS_V2"]).replace("[2, 3, 4, 5]", "range(2, 6)")
+    assert parse_genotype(text) == PUBLISHED["DARTS_V2"]
+
+
+GOOD = format_genotype(PUBLISHED["DARTS_V1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "not one line of the form"),
+        ("print('hello')", "not one line of the form"),
+        ("genotype = __import__('os').system('true')", "not one line of the form"),
+        (GOOD + "\n" + GOOD, "not one line of the form"),
+        (GOOD.replace("[2, 3, 4, 5]", "[print(1)]"), "holds only lists"),
+        (GOOD.replace("[2, 3, 4, 5]", "range(2, 10**9)"), "holds only lists"),
+        (GOOD.replace("skip_connect", "skip"), "unknown operation 'skip'"),
+        (GOOD.replace("skip_connect", "none"), "unknown operation 'none'"),
+        (GOOD.replace("('sep_conv_3x3', 1)", "('sep_conv_3x3', 2)", 1), "node 2 can take nodes 0 to 1"),
+        (GOOD.replace("('sep_conv_3x3', 1)", "('sep_conv_3x3', True)", 1), "not True"),
+        (GOOD.replace("('sep_conv_3x3', 1)", "('sep_conv_3x3', 0)", 1), "node 2 takes node 0 twice"),
+        (GOOD.replace("('sep_conv_3x3', 1), ", "", 1), "must be a list of 8"),
+        (GOOD.replace("[2, 3, 4, 5]", "[2, 3, 4, 6]"), "different intermediate nodes"),
+        (GOOD.replace("[2, 3, 4, 5]", "[2, 2]"), "different intermediate nodes"),
+        ("x" * 20_000, "which is no genotype"),
+        ("(" * 9_000, "not one line of the form"),
+    ],
+)
+def test_bad_genotype_files_are_named(text, problem, tmp_path):
+    path = tmp_path / "genotype.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=problem) as error:
+        load_genotype(path)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_read_as_data_or_refused(text):
+    with contextlib.suppress(ValueError):
+        check_genotype(parse_genotype(text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"genotype\.txt: cannot be read"):
+        load_genotype(tmp_path / "genotype.txt")

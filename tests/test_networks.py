@@ -1,0 +1,97 @@
+"""The derived network and CheXNet: sizes, wiring, drop path."""
+
+import pytest
+import torch
+from torch import nn
+
+import model_eval
+from chexnet import CheXNet, imagenet_weights
+from genotypes import PUBLISHED, Genotype, random_genotype
+from operations import OPS
+
+REFERENCE = PUBLISHED["CHESTXRAY14_FIRST_ORDER"]
+
+
+def weights(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_reference_recipes_have_the_published_numbers_of_weights():
+    assert weights(model_eval.Network(36, 14, 20, REFERENCE)) == 7_341_098
+    assert weights(CheXNet(14)) == 6_968_206
+
+
+@pytest.mark.parametrize("genotype", [*PUBLISHED.values(), random_genotype(1)])
+def test_derived_networks_give_logits(genotype):
+    network = model_eval.Network(4, 3, 5, genotype)
+    assert network(torch.randn(2, 3, 64, 64)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_operations_keep_channels_and_divide_the_size(name, stride):
+    x = torch.randn(2, 6, 8, 8)
+    y = OPS[name](6, stride)(x)
+    assert y.shape == (2, 6, 8 // stride, 8 // stride)
+    assert (y == 0).all() == (name == "none")
+
+
+def test_pools_are_not_followed_by_batch_normalisation_and_others_are_affine():
+    network = model_eval.Network(4, 3, 5, REFERENCE)
+    assert all(m.affine for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    assert isinstance(OPS["max_pool_3x3"](4, 1), nn.MaxPool2d)
+    # Averages of ones are ones at the border, too: padding is not counted.
+    assert torch.equal(OPS["avg_pool_3x3"](4, 1)(torch.ones(1, 4, 4, 4)), torch.ones(1, 4, 4, 4))
+
+
+def test_a_cell_adds_two_operations_per_node_and_concatenates():
+    pairs = [("skip_connect", 0), ("skip_connect", 1)] * 4
+    cell = model_eval.Cell(pairs, [2, 4], C_pp=4, C_p=4, C=4, reduction=False, reduction_p=False).eval()
+    s0, s1 = torch.randn(2, 2, 4, 8, 8).unbind()
+    node = cell.preprocess0(s0) + cell.preprocess1(s1)
+    assert torch.equal(cell(s0, s1), torch.cat([node, node], dim=1))
+
+
+def test_drop_path_drops_per_film_and_never_an_identity():
+    genotype = Genotype([("skip_connect", 0), ("max_pool_3x3", 1)] * 4, [2], REFERENCE.reduce, [2])
+    network = model_eval.Network(4, 3, 5, genotype)
+    cell, generator = network.cells[0], torch.Generator().manual_seed(0)
+    keep = network.drop_path(1000, 0.2, generator)
+    assert keep.shape == (1000, 5, 8)
+    assert set(keep.unique().tolist()) == {0.0, 1.25}
+    assert abs((keep == 0).float().mean() - 0.2) < 0.01
+
+    s0, s1 = torch.randn(2, 3, 12, 8, 8).unbind()
+    keep = torch.ones(3, 8)
+    keep[1] = 0
+    full, dropped = cell(s0, s1), cell(s0, s1, keep)
+    assert torch.equal(full[[0, 2]], dropped[[0, 2]])
+    assert torch.equal(dropped[1], cell.preprocess0(s0)[1])  # the identity on node 0 is all that is left
+
+
+def test_too_few_cells_and_bad_genotypes_are_refused():
+    with pytest.raises(ValueError, match="at least 4"):
+        model_eval.Network(4, 3, 3, REFERENCE)
+    with pytest.raises(ValueError, match="unknown operation"):
+        model_eval.Network(4, 3, 5, REFERENCE._replace(normal=[("conv", 0)] * 8))
+
+
+def test_imagenet_weights_are_read_from_the_folder_under_the_old_names(tmp_path):
+    """The published file has the names of an older torchvision, such as denselayer1.norm.1.weight."""
+    state = CheXNet(1000).densenet.state_dict()
+    old = {}
+    for key, tensor in state.items():
+        for part in ("norm", "relu", "conv"):
+            key = key.replace(f".{part}1.", f".{part}.1.").replace(f".{part}2.", f".{part}.2.")
+        old[key] = tensor
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "densenet121-a639ec97.pth")
+    read = imagenet_weights(tmp_path)
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[key], state[key]) for key in state)
+
+
+def test_imagenet_weights_that_cannot_be_had_are_named_with_the_way_out(tmp_path):
+    (tmp_path / "densenet121-a639ec97.pth").write_bytes(b"not a weights file")
+    with pytest.raises(ValueError, match=r"densenet121-a639ec97.pth: .*--no-pretrained"):
+        imagenet_weights(tmp_path)

@@ -1,0 +1,129 @@
+"""The phantom: same seed same bytes, patients in one split only, enough films per finding, signs in place."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data import prepare_phantom as phantom
+from dataset import FINDINGS
+
+FEW = {"train": 20, "val": 10, "test": 10}
+PATIENTS = range(1, 7)
+
+
+def bare_chest(patient):
+    """The chest of this patient's film 0 without findings, with its masks on the film's own pixels."""
+    chest = phantom.draw_patient(phantom.stream(0, 1, patient))
+    phantom.pose(chest, phantom.stream(0, 1, patient, 0), phantom.SIZE)
+    phantom.fill_lungs(chest)
+    return chest
+
+
+def change(finding, patient, severity=1.0):
+    """What an obvious sign does to a film of this patient, in grey values (64, 64)."""
+    without = phantom.render([], 0, patient, 0).astype(int)
+    return phantom.render([finding], 0, patient, 0, severity=severity).astype(int) - without
+
+
+def mean_where(difference, mask):
+    return difference[mask > 0.5].mean()
+
+
+def by_side(finding, region):
+    """Mean change within region(chest, side) on both sides, shape (patients, 2)."""
+    rows = []
+    for patient in PATIENTS:
+        chest, difference = bare_chest(patient), change(finding, patient)
+        masks = [chest.lung[side] * region(chest, side) for side in (-1, 1)]
+        rows.append([mean_where(difference, mask) for mask in masks])
+    return np.array(rows)
+
+
+def test_same_seed_same_bytes(tmp_path):
+    for folder, seed in (("one", 3), ("two", 3), ("other", 4)):
+        phantom.prepare(tmp_path / folder, seed=seed, films=FEW)
+    read = {folder: (tmp_path / folder / "images.npy").read_bytes() for folder in ("one", "two", "other")}
+    assert read["one"] == read["two"]
+    assert read["one"] != read["other"]
+    tables = [pd.read_csv(tmp_path / folder / "labels.csv") for folder in ("one", "two", "other")]
+    assert tables[0].equals(tables[1])
+    assert not tables[0].equals(tables[2])
+    assert json.loads((tmp_path / "one" / "source.json").read_text())["notice"] == phantom.NOTICE
+
+
+def test_a_film_does_not_depend_on_the_films_before_it():
+    later = phantom.render(["Mass"], 0, 7, 2)
+    phantom.render(["Edema", "Nodule"], 0, 6, 0)
+    assert np.array_equal(later, phantom.render(["Mass"], 0, 7, 2))
+    assert not np.array_equal(phantom.render([], 0, 7, 2), phantom.render([], 0, 7, 1))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_full_draw_of_labels(seed):
+    table = phantom.draw_labels(phantom.FILMS, seed)
+    assert table["split"].value_counts().to_dict() == phantom.FILMS
+    assert table["Image Index"].is_unique
+    assert (table.groupby("Patient ID")["split"].nunique() == 1).all()
+    assert 1 < table.groupby("Patient ID").size().max() <= len(phantom.FILMS_PER_PATIENT)
+    counts = table["Finding Labels"].str.get_dummies("|").groupby(table["split"]).sum()
+    assert counts.loc["train", list(FINDINGS)].min() >= 100
+    assert counts.loc["test", list(FINDINGS)].min() >= 40
+    assert 0.33 <= counts.loc["train", "No Finding"] / phantom.FILMS["train"] <= 0.5
+
+
+def test_tiny_sets_hold_every_finding_in_every_split():
+    table = phantom.draw_labels(FEW, 0)
+    counts = table["Finding Labels"].str.get_dummies("|").groupby(table["split"]).sum()
+    assert counts[list(FINDINGS)].min().min() >= 1
+
+
+@pytest.mark.parametrize("finding", FINDINGS)
+def test_sign_changes_the_chest_and_nothing_else(finding):
+    differences = np.array([change(finding, patient) for patient in PATIENTS])
+    assert (np.abs(differences) > 8).any(axis=(1, 2)).all(), "an obvious sign must show on every film"
+    # Noise, exposure, collimation and foreign objects are those of the film without the finding.
+    assert not differences[:, :, :3].any()
+    assert not differences[:, :, -3:].any()
+
+
+def test_pneumothorax_is_darker_along_the_wall_of_one_lung():
+    sides = by_side("Pneumothorax", lambda chest, side: chest.depth[side] < 0.05)
+    assert (sides.min(1) < -4).all()
+    assert (np.abs(sides).min(1) < 1).all()
+
+
+def test_effusion_is_brighter_above_the_diaphragm():
+    low = by_side("Effusion", lambda chest, side: chest.y > chest.base[side] - 0.1)
+    high = by_side("Effusion", lambda chest, side: chest.y < chest.base[side] - 0.7)
+    assert (low.max(1) > 15).all()
+    assert (np.abs(high) < 1).all()
+
+
+def test_cardiomegaly_is_brighter_beside_the_heart():
+    for patient in PATIENTS:
+        chest, difference = bare_chest(patient), change("Cardiomegaly", patient)
+        beside = (np.abs(chest.x) < 0.5) & (chest.y > 0) & (chest.y < 0.4)
+        assert mean_where(difference, beside) > 5
+        assert np.abs(difference[(chest.y < -0.5)]).max() <= 1
+
+
+def test_emphysema_darkens_and_edema_brightens_both_lungs():
+    assert (by_side("Emphysema", lambda chest, side: chest.y < 0.2) < -5).all()
+    assert (by_side("Edema", lambda chest, side: np.abs(chest.y) < 0.2) > 5).all()
+
+
+def test_fibrosis_lies_at_the_bases_and_hernia_behind_the_heart():
+    for patient in PATIENTS:
+        chest = bare_chest(patient)
+        assert np.abs(change("Fibrosis", patient)[chest.y < -0.45]).max() <= 1
+        assert np.abs(change("Hernia", patient)[np.abs(chest.x) > 0.45]).max() <= 1
+
+
+def test_a_mass_is_larger_than_a_nodule_and_severity_shows():
+    area = {name: np.mean([(change(name, p) > 8).sum() for p in PATIENTS]) for name in ("Mass", "Nodule")}
+    assert area["Mass"] > 1.5 * area["Nodule"] > 0
+    for finding in FINDINGS:
+        size = [np.mean([np.abs(change(finding, p, s)).sum() for p in (1, 2, 3)]) for s in (0.0, 1.0)]
+        assert size[1] > 1.3 * size[0], finding

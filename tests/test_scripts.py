@@ -1,0 +1,447 @@
+"""The scripts end to end at their smallest, and what they promise about a run's folder."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+import chexnet
+import search_train
+import test as table_script
+import utils
+import val_train
+from dataset import FINDINGS, load_set, write_set
+from genotypes import PUBLISHED, load_genotype, save_genotype
+from tests.conftest import small_table
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
+SMALL = ["--dataset", "small", "--crop", "32", "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
+NETWORK = ["--c", "4", "--layers", "4"]
+
+
+def run(script, data, out, *options):
+    """Run a script's main as its command line would."""
+    arguments = [] if script is table_script else SMALL
+    if script in (search_train, val_train):
+        arguments = [*arguments, *NETWORK]
+    common = ["--data", str(data), "--out", str(out), "--dataset", "small", "--device", "cpu"]
+    script.main(utils.parse_settings(ROOT / script.__file__, [*arguments, *common, *map(str, options)]))
+
+
+@pytest.fixture(scope="session")
+def whole(small_set, tmp_path_factory):
+    """Everything once: both searches, both networks, a random cell, CheXNet, the table."""
+    out = tmp_path_factory.mktemp("whole")
+    for order in ("--no-second-order", "--second-order"):
+        run(search_train, small_set, out, order)
+        run(val_train, small_set, out, order)
+    run(val_train, small_set, out, "--genotype", "random", "--seed", 5)
+    run(chexnet, small_set, out)
+    run(table_script, small_set, out)
+    return out
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of it that a test may change."""
+    subprocess.run(["cp", "-r", f"{whole}/.", tmp_path], check=True)
+    return tmp_path
+
+
+def files(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- What a run leaves behind
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_a_search_leaves_its_genotypes_log_and_metrics(whole, order):
+    folder = whole / f"search_{order}_order"
+    assert load_genotype(folder / "genotype.txt") == load_genotype(folder / "genotype_last.txt")
+    (row,) = metrics(folder)
+    assert row["epoch"] == 1 and 0 < row["val_auc"] < 1 and row["seconds"] > 0
+    assert np.shape(row["alphas"]["reduce"]) == (14, 8)
+    assert row["genotype"] in (folder / "log.txt").read_text()
+    record = json.loads((folder / "settings.json").read_text())
+    assert record["settings"]["second_order"] == (order == "second") and record["settings"]["c"] == 4
+    assert record["environment"]["torch"] == torch.__version__
+    assert not list(whole.rglob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["first_order", "second_order", "random_5", "chexnet"])
+def test_weights_files_are_plain_and_complete(whole, small_set, name):
+    saved = torch.load(whole / "weights" / f"{name}_net.pth", weights_only=True)
+    settings = saved["settings"]
+    assert saved["epoch"] == 1 and settings["checksum"] == load_set(small_set / "small").checksum
+    assert ("genotype" in settings) == (name != "chexnet")
+    network, _ = table_script.load_network(whole / "weights" / f"{name}_net.pth")
+    assert all(torch.equal(v, saved["weights"][k]) for k, v in network.state_dict().items())
+    (row,) = metrics(whole / "weights" / name)
+    assert row["val_auc"] == saved["val_auc"]
+
+
+def test_the_searched_cell_is_the_trained_one(whole):
+    saved = torch.load(whole / "weights" / "second_order_net.pth", weights_only=True)
+    assert saved["settings"]["genotype"] == (whole / "search_second_order" / "genotype.txt").read_text().strip()
+
+
+def test_the_genotype_is_that_of_the_best_epoch_not_of_the_last(small_set, tmp_path, monkeypatch):
+    aucs = iter([0.5, 0.7, 0.6])
+    monkeypatch.setattr(utils, "evaluate", lambda *_: (next(aucs), 1.0))
+    run(search_train, small_set, tmp_path, "--epochs", 3, "--alpha-lr", 0.5)
+    folder = tmp_path / "search_first_order"
+    rows = metrics(folder)
+    assert (folder / "genotype.txt").read_text().strip() == rows[1]["genotype"] != rows[2]["genotype"]
+    assert (folder / "genotype_last.txt").read_text().strip() == rows[2]["genotype"]
+
+
+def test_the_weights_are_those_of_the_best_epoch(small_set, tmp_path, monkeypatch):
+    aucs, states = iter([0.5, 0.7, 0.6]), []
+
+    def evaluate(network, *_):
+        states.append({k: v.clone() for k, v in network.state_dict().items()})
+        return next(aucs), 1.0
+
+    monkeypatch.setattr(utils, "evaluate", evaluate)
+    run(val_train, small_set, tmp_path, "--genotype", "DARTS_V1", "--epochs", 3)
+    saved = torch.load(tmp_path / "weights" / "DARTS_V1_net.pth", weights_only=True)
+    assert saved["epoch"] == 2 and saved["val_auc"] == 0.7
+    assert all(torch.equal(v, states[1][k]) for k, v in saved["weights"].items())
+
+
+# --- Repeating, continuing, refusing
+
+
+@pytest.mark.parametrize(
+    ("script", "folder"),
+    [(search_train, "search_first_order"), (val_train, "weights/first_order"), (chexnet, "weights/chexnet")],
+)
+def test_a_finished_run_is_left_as_it_is(copy, small_set, script, folder, capsys):
+    before = files(copy)
+    run(script, small_set, copy)
+    assert f"{folder}: finished already" in capsys.readouterr().out
+    assert files(copy) == before
+
+
+def test_other_settings_are_refused_by_name(copy, small_set, one_line):
+    before = files(copy)
+    line = one_line(run, search_train, small_set, copy, "--alpha-lr", 0.1)
+    assert "search_first_order/settings.json: alpha_lr was 0.006, now 0.1" in line and "--fresh" in line
+    assert "epochs was 1, now 2" in one_line(run, chexnet, small_set, copy, "--epochs", 2)
+    save_genotype(copy / "search_first_order" / "genotype.txt", PUBLISHED["DARTS_V2"])
+    assert "genotype was" in one_line(run, val_train, small_set, copy)
+    del before[copy / "search_first_order" / "genotype.txt"]
+    after = files(copy)
+    assert {path: after[path] for path in before} == before
+
+
+def test_settings_without_effect_do_not_matter(copy, small_set, capsys):
+    run(search_train, small_set, copy, "--log-every", 1)
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_fresh_moves_the_old_run_and_its_weights_aside(copy, small_set):
+    old = files(copy / "weights")
+    run(chexnet, small_set, copy, "--fresh", "--lr", 0.01)
+    moved = {p.name: p for p in (copy / "weights").iterdir() if p.name.startswith("chexnet") and "." in p.name}
+    (folder,) = [p for p in moved.values() if p.is_dir()]
+    (weights,) = [p for p in moved.values() if p.is_file() and p.name != "chexnet_net.pth"]
+    assert (folder / "log.txt").read_bytes() == old[copy / "weights" / "chexnet" / "log.txt"][1]
+    assert weights.read_bytes() == old[copy / "weights" / "chexnet_net.pth"][1]
+    assert (copy / "weights" / "chexnet_net.pth").read_bytes() != weights.read_bytes()
+
+
+def test_weights_without_a_run_folder_are_not_overwritten(small_set, tmp_path, one_line):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "chexnet_net.pth").write_bytes(b"somebody's")
+    assert "is there without its run folder" in one_line(run, chexnet, small_set, tmp_path)
+    assert (tmp_path / "weights" / "chexnet_net.pth").read_bytes() == b"somebody's"
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "folder"),
+    [
+        (search_train, [], "search_first_order"),
+        (search_train, ["--second-order"], "search_second_order"),
+        (val_train, ["--genotype", "DARTS_V2", "--drop-path", "0.3"], "weights/DARTS_V2"),
+        (chexnet, [], "weights/chexnet"),
+    ],
+)
+def test_a_run_stopped_after_an_epoch_ends_as_one_never_stopped(
+    script, options, folder, small_set, tmp_path, monkeypatch
+):
+    options = [*options, "--epochs", 2]
+    run(script, small_set, tmp_path / "whole", *options)
+
+    with monkeypatch.context() as patch:
+        evaluate, calls = utils.evaluate, []
+
+        def stop_in_the_second_epoch(*arguments):
+            calls.append(1)
+            if len(calls) == 2:
+                raise Interrupted
+            return evaluate(*arguments)
+
+        patch.setattr(utils, "evaluate", stop_in_the_second_epoch)
+        with pytest.raises(Interrupted):
+            run(script, small_set, tmp_path / "stopped", *options)
+    (tmp_path / "stopped" / folder / "log.txt").open("a").write("written after the checkpoint\n")
+    assert not list((tmp_path / "stopped").glob("weights/*_net.pth"))
+    run(script, small_set, tmp_path / "stopped", *options)
+
+    states = [torch.load(tmp_path / side / folder / "checkpoint.pt") for side in ("whole", "stopped")]
+    for state in states:
+        del state["seconds"], state["lengths"]
+    equal(*states)
+    rows = [[row | {"seconds": 0} for row in metrics(tmp_path / side / folder)] for side in ("whole", "stopped")]
+    assert rows[0] == rows[1]
+    log = (tmp_path / "stopped" / folder / "log.txt").read_text()
+    assert "continued after epoch 1" in log and "written after the checkpoint" not in log
+    for product in (tmp_path / "whole").rglob("*_net.pth"):
+        equal(*(torch.load(tmp_path / side / "weights" / product.name) for side in ("whole", "stopped")))
+    for genotype in (tmp_path / "whole").rglob("genotype*.txt"):
+        assert genotype.read_text() == (tmp_path / "stopped" / folder / genotype.name).read_text()
+
+
+def equal(a, b):
+    """Nested states are equal, tensors bit by bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            equal(x, y)
+    else:
+        assert a == b
+
+
+def test_seeds_decide_the_result(small_set, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(search_train, small_set, tmp_path / name, "--seed", seed)
+    rows = [metrics(tmp_path / name / "search_first_order")[0] | {"seconds": 0} for name in "abc"]
+    assert rows[0] == rows[1] != rows[2]
+
+
+# --- What is missing is named with the command that makes it
+
+
+def test_missing_steps_are_named(small_set, tmp_path, one_line):
+    assert "run 'python search_train.py' first" in one_line(run, val_train, small_set, tmp_path)
+    line = one_line(run, val_train, small_set, tmp_path, "--second-order")
+    assert "run 'python search_train.py --second-order' first" in line
+    assert "run 'python val_train.py' first" in one_line(run, table_script, small_set, tmp_path)
+    assert "DARTS_V2" in one_line(run, val_train, small_set, tmp_path, "--genotype", "DARTS_V3")
+    (tmp_path / "empty.txt").write_text("")
+    line = one_line(run, val_train, small_set, tmp_path, "--genotype", tmp_path / "empty.txt")
+    assert "empty.txt: not one line of the form" in line
+    assert "prepare the set first" in one_line(run, search_train, tmp_path, tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "empty.txt"]
+
+
+def test_test_py_wants_the_selected_order_and_the_baseline(copy, small_set, one_line):
+    (copy / "weights" / "second_order_net.pth").unlink()
+    run(table_script, small_set, copy)
+    line = one_line(run, table_script, small_set, copy, "--second-order")
+    assert "run 'python val_train.py --second-order' first" in line
+    (copy / "weights" / "chexnet_net.pth").unlink()
+    assert "run 'python chexnet.py' first" in one_line(run, table_script, small_set, copy)
+
+
+# --- The table
+
+
+def test_the_table_agrees_with_scikit_learn_on_the_written_predictions(whole, small_set):
+    table = pd.read_csv(whole / "results" / "auc.csv", index_col="finding")
+    assert list(table.columns) == ["first_order", "random_5", "second_order", "chexnet"]
+    data = load_set(small_set / "small")
+    labels = data.labels[data.rows("test")]
+    for name in table.columns:
+        predictions = pd.read_csv(whole / "results" / f"predictions_{name}.csv")
+        assert list(predictions["Image Index"]) == list(data.table["Image Index"].iloc[data.rows("test")])
+        scores = predictions[[f"prob_{finding}" for finding in FINDINGS]].to_numpy()
+        expected = [roc_auc_score(labels[:, k], scores[:, k]) for k in range(len(FINDINGS))]
+        assert np.allclose(table.loc[list(FINDINGS), name], expected, rtol=0, atol=1e-12)
+        assert table.loc["Average", name] == pytest.approx(np.mean(expected))
+        gap = table.loc["Average", name] - table.loc["Average", "chexnet"]
+        assert table.loc["Average − CheXNet", name] == pytest.approx(gap)
+    saved = torch.load(whole / "weights" / "chexnet_net.pth", weights_only=True)
+    assert table.loc["Parameters (M)", "chexnet"] == pytest.approx(6.968206) and saved["epoch"] == 1
+    markdown = (whole / "results" / "auc.md").read_text()
+    assert "Average of 14" in markdown and "not for clinical use" in markdown and "32 films" in markdown
+
+
+def test_written_predictions_come_back_exactly(copy, small_set):
+    for name in ("chexnet", "random_5"):
+        path = copy / "results" / f"predictions_{name}.csv"
+        path.rename(copy / f"{name}.csv")
+    run(
+        table_script,
+        small_set,
+        copy,
+        "--predictions",
+        f"A={copy}/chexnet.csv",
+        "--predictions",
+        f"B={copy}/random_5.csv",
+    )
+    table = pd.read_csv(copy / "results" / "auc.csv", index_col="finding")
+    rows = [*FINDINGS, "Average", "Average − CheXNet"]
+    assert (table.loc[rows, "A"] == table.loc[rows, "chexnet"]).all()
+    assert (table.loc[rows, "B"] == table.loc[rows, "random_5"]).all()
+    assert np.isnan(table.loc["Parameters (M)", "A"])
+
+
+def test_more_films_in_another_order_are_accepted_and_counted(copy, small_set, capsys):
+    path = copy / "results" / "predictions_chexnet.csv"
+    predictions = pd.read_csv(path)
+    more = predictions.assign(**{"Image Index": "other_" + predictions["Image Index"]})
+    pd.concat([more, predictions[::-1]]).to_csv(copy / "more.csv", index=False)
+    run(table_script, small_set, copy, "--predictions", f"More={copy}/more.csv")
+    assert "32 films that are not in the test split are ignored" in capsys.readouterr().out
+    table = pd.read_csv(copy / "results" / "auc.csv", index_col="finding")
+    assert (table.loc[list(FINDINGS), "More"] == table.loc[list(FINDINGS), "chexnet"]).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda p: p.drop(columns="prob_Mass"), "no column 'prob_Mass'"),
+        (lambda p: p.drop(columns="Image Index"), "no column 'Image Index'"),
+        (lambda p: p.iloc[2:], "2 test films are missing"),
+        (lambda p: pd.concat([p, p.iloc[:1]]), "1 films are there more than once"),
+        (lambda p: p.assign(prob_Edema="high"), "prob_Edema: not a number (32 such values)"),
+        (lambda p: p.assign(prob_Edema=float("nan")), "prob_Edema: not a number"),
+        (lambda p: p.iloc[:0, :0], "cannot be read as CSV"),
+    ],
+)
+def test_bad_predictions_are_named(copy, small_set, one_line, spoil, problem):
+    predictions = pd.read_csv(copy / "results" / "predictions_chexnet.csv")
+    spoil(predictions).to_csv(copy / "bad.csv", index=False)
+    before = files(copy / "results")
+    line = one_line(run, table_script, small_set, copy, "--predictions", f"Bad={copy}/bad.csv")
+    assert f"{copy}/bad.csv: " in line and problem in line
+    assert files(copy / "results") == before
+
+
+@pytest.mark.parametrize("option", ["Name", "Name=", "chexnet=x.csv", "Name=no/such/file.csv"])
+def test_bad_prediction_options_are_one_line(whole, small_set, one_line, option):
+    one_line(run, table_script, small_set, whole, "--predictions", option)
+
+
+def test_a_finding_without_both_classes_is_left_out_of_every_average():
+    labels = np.zeros((4, len(FINDINGS)))
+    labels[:2, 0], labels[1:3, 2] = 1, 1
+    scores = {name: np.random.default_rng(k).random(labels.shape) for k, name in enumerate(("a", "chexnet"))}
+    table = table_script.auc_table(labels, scores, {"a": (7e6, 2e9)})
+    text = table_script.format_table(table, {"Mass": 0}, "title")
+    assert "| Average of 2 |" in text and "| Mass | 0 | n/a | n/a |" in text
+    assert "| Parameters (M) |  | 7.00 | – |" in text
+    assert table.loc["Average", "a"] == pytest.approx(table["a"].iloc[[0, 2]].mean())
+
+
+def test_weights_of_another_set_are_refused(copy, small_set, tmp_path_factory, one_line):
+    data = tmp_path_factory.mktemp("other")
+    table = small_table()
+    images = np.random.default_rng(9).integers(0, 256, (len(table), 64, 64), dtype=np.uint8)
+    write_set(data / "small", images, table, {})
+    assert "_net.pth: trained on another set" in one_line(run, table_script, data, copy)
+
+
+def test_damaged_and_foreign_weights_are_refused(copy, small_set, one_line):
+    path = copy / "weights" / "random_5_net.pth"
+    whole_file = path.read_bytes()
+    for content in (b"", whole_file[: len(whole_file) // 2], b"no weights"):
+        path.write_bytes(content)
+        line = one_line(run, table_script, small_set, copy)
+        assert "random_5_net.pth: damaged, or not a weights file" in line and "weights_only" not in line
+    saved = torch.load(copy / "weights" / "first_order_net.pth", weights_only=True)
+    saved["settings"]["c"] = 8
+    torch.save(saved, path)
+    assert "random_5_net.pth: damaged, or not a weights file" in one_line(run, table_script, small_set, copy)
+
+
+def test_multiply_adds_count_convolutions_and_linear_layers():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(5 * 64, 7))
+    assert table_script.multiply_adds(network, 8) == 64 * 5 * 3 * 9 + 5 * 64 * 7
+
+
+# --- The repository
+
+
+def test_importing_any_file_prints_and_writes_nothing(tmp_path):
+    names = [*MODULES, "data.prepare_phantom", "data.prepare_chestxray14"]
+    lines = [f"import sys; sys.path.insert(0, {str(ROOT)!r})", *(f"import {name}" for name in names)]
+    command = [sys.executable, "-B", "-c", "\n".join(lines)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+ALLOWED_IMPORTS = {
+    "model_search": {"operations", "genotypes"},
+    "model_eval": {"operations", "genotypes"},
+    "architect": {"utils"},
+    "operations": set(),
+    "genotypes": set(),
+    "dataset": set(),
+    "utils": set(),
+    "runs": {"utils"},
+    "chexnet": {"dataset", "runs", "utils"},
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED_IMPORTS)
+def test_modules_import_only_what_the_layout_allows(name):
+    tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert imported & {*MODULES} <= ALLOWED_IMPORTS[name]
+
+
+def test_nothing_is_executed_or_unpickled_from_files():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("eval", "exec", "pickle.load", "pickle.loads"), path
+                if name == "torch.load":
+                    assert "weights_only=True" in ast.unparse(node), path
+
+
+def test_line_budgets_hold():
+    budgets = {"search_train": 200, "val_train": 200, "model_search": 200, "architect": 120, "utils": 200, "runs": 250}
+    for name, budget in budgets.items():
+        assert len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= budget, name
+    python = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("benchmarks/*.py")]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in python) <= 3000
+
+
+def test_scripts_are_imported_by_no_module():
+    for name in MODULES:
+        source = importlib.import_module(name).__file__
+        tree = ast.parse(Path(source).read_text(encoding="utf-8"))
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not imported & {"search_train", "val_train", "test"}, name

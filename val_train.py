@@ -1,0 +1,112 @@
+"""Stage 2: train the found network from scratch (its cell stacked) and keep the weights of the best val AUC.
+
+    python val_train.py                        the first-order cell
+    python val_train.py --second-order         the second-order cell
+    python val_train.py --genotype DARTS_V2    a published cell by name, a genotype file, or "random"
+
+Reads   data/<set>/, search_first_order/genotype.txt or search_second_order/genotype.txt
+Writes  weights/<name>_net.pth, and weights/<name>/ with log.txt, metrics.jsonl, settings.json, checkpoint.pt
+        where <name> is first_order, second_order, random_<seed>, or the published cell's or the file's name
+"""
+
+from pathlib import Path
+
+import torch
+
+import utils
+from dataset import FINDINGS, Films, Sampler, open_set
+from genotypes import PUBLISHED, format_genotype, load_genotype, random_genotype
+from model_eval import Network
+from runs import TRAINING_HEADER, Run
+
+SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
+GENOTYPE = ""  # another cell instead: a file, "random" (drawn with SEED), or a name in genotypes.PUBLISHED
+DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
+DATA = "data"  # folder of the prepared sets
+OUT = "."  # everything this run reads from a search, and writes, lies below it
+FRESH = False  # True: move an old run of this name aside and start anew
+SEED = 0  # any integer
+DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
+
+CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, at most the film size
+C = {"phantom": 16, "chestxray14": 36}  # channels of the first cell
+LAYERS = {"phantom": 8, "chestxray14": 20}  # cells, at least 4
+EPOCHS = {"phantom": 20, "chestxray14": 500}  # passes over train
+BATCH_SIZE = {"phantom": 32, "chestxray14": 32}  # films
+
+LR = {"phantom": 0.1, "chestxray14": 0.025}  # SGD's learning rate in the first epoch, to 0 along a cosine
+MOMENTUM = 0.9  # of SGD
+WEIGHT_DECAY = 3e-4  # of SGD
+CLIP = 5.0  # largest norm of the gradient
+DROP_PATH = {"phantom": 0.0, "chestxray14": 0.2}  # probability in the last epoch, growing linearly from 0
+START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
+LOG_EVERY = 10  # steps between readings of the loss
+
+
+def choose_genotype(settings):
+    """The name under which the network is known, and its genotype. Raises ValueError."""
+    if settings.genotype == "random":
+        return f"random_{settings.seed}", random_genotype(settings.seed)
+    if settings.genotype in PUBLISHED:
+        return settings.genotype, PUBLISHED[settings.genotype]
+    if settings.genotype:
+        if not Path(settings.genotype).exists():
+            names = ", ".join(PUBLISHED)
+            raise ValueError(f"genotype {settings.genotype}: no such file, and not one of random, {names}")
+        return Path(settings.genotype).stem, load_genotype(settings.genotype)
+    order = "second" if settings.second_order else "first"
+    path = Path(settings.out) / f"search_{order}_order" / "genotype.txt"
+    if not path.exists():
+        option = " --second-order" if settings.second_order else ""
+        raise ValueError(f"{path} is missing: run 'python search_train.py{option}' first")
+    return f"{order}_order", load_genotype(path)
+
+
+def main(settings):
+    device = utils.select_device(settings.device)
+    generator = utils.seed_everything(settings.seed, device)
+    with utils.one_line_errors():
+        name, genotype = choose_genotype(settings)
+        data = open_set(settings.data, settings.dataset)
+        trn_films = Films(data, "train", settings.crop, device)
+        val_films = Films(data, "val", settings.crop, device)
+        sampler = Sampler(trn_films, settings.batch_size, generator)
+        network = Network(settings.c, len(FINDINGS), settings.layers, genotype).to(device)
+    if settings.start_at_prevalence:
+        utils.start_at_prevalence(network.classifier, trn_films.labels)
+
+    weights = Path(settings.out) / "weights"
+    also = {"checksum": data.checksum, "genotype": format_genotype(genotype)}
+    run = Run(weights / name, settings, device, also, product=weights / f"{name}_net.pth")
+    if run.finished:
+        return
+
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    run.track(network=network, optimizer=optimizer, scheduler=scheduler, sampler=sampler, generator=generator)
+    progress = run.restore({"epoch": 0, "best_auc": -1.0})
+    if progress["epoch"] == 0:
+        millions = sum(p.numel() for p in network.parameters()) / 1e6
+        run.log(f"{name}, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
+        run.log(f"derived network: {millions:.2f} M parameters\n{TRAINING_HEADER}")
+
+    while progress["epoch"] < settings.epochs:
+        lr = scheduler.get_last_lr()[0]
+        probability = settings.drop_path * progress["epoch"] / settings.epochs
+
+        def forward(films, probability=probability):
+            keep = network.drop_path(len(films), probability, generator) if probability else None
+            return network(films, keep)
+
+        title = f"epoch {progress['epoch'] + 1}"
+        trn_loss = utils.train_epoch(forward, network, sampler, optimizer, settings.clip, settings.log_every, title)
+        scheduler.step()
+        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size)
+        run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc, progress)
+    run.finish_training(progress)
+
+
+if __name__ == "__main__":
+    main(utils.parse_settings(__file__))
