@@ -25,14 +25,14 @@ SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 
 PRETRAINED = {"phantom": False, "chestxray14": True}  # True: start from ImageNet weights
+# A dict has one value per set; a set without its own takes the phantom's.
 CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, at most the film size
-EPOCHS = {"phantom": 9, "chestxray14": 100}  # passes over train, at most
+EPOCHS = {"phantom": 7, "chestxray14": 100}  # passes over train, at most
 BATCH_SIZE = {"phantom": 32, "chestxray14": 32}  # films
 
 LR = {"phantom": 1e-3, "chestxray14": 1e-4}  # Adam's learning rate at the start
-PATIENCE = 1  # epochs without a better val AUC before the learning rate is divided by 10
+PATIENCE = 1  # epochs without a better val AUC that are borne; the next divides the learning rate by 10
 LR_STOP = 1e-7  # training ends when the learning rate falls below
-CLIP = 5.0  # largest norm of the gradient
 START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
 LOG_EVERY = 10  # steps between readings of the loss
 
@@ -40,11 +40,12 @@ LOG_EVERY = 10  # steps between readings of the loss
 class CheXNet(nn.Module):
     """DenseNet-121; films (B, 3, H, W) -> logits (B, num_classes)."""
 
-    def __init__(self, num_classes, pretrained=False):
+    def __init__(self, num_classes, pretrained=False, folder="weights"):
+        """pretrained: start from torchvision's ImageNet weights, see `imagenet_weights(folder)`."""
         super().__init__()
         self.densenet = densenet121()
         if pretrained:
-            self.densenet.load_state_dict(imagenet_weights())
+            self.densenet.load_state_dict(imagenet_weights(folder))
         self.densenet.classifier = nn.Linear(self.densenet.classifier.in_features, num_classes)
         self.to(memory_format=torch.channels_last)
 
@@ -56,7 +57,7 @@ class CheXNet(nn.Module):
         return self.densenet(films.contiguous(memory_format=torch.channels_last))
 
 
-def imagenet_weights(folder="weights"):
+def imagenet_weights(folder):
     """torchvision's DenseNet-121 weights from `folder`, downloaded into it where missing. Raises ValueError."""
     url = DenseNet121_Weights.IMAGENET1K_V1.url
     path = Path(folder) / url.rpartition("/")[2]
@@ -79,17 +80,19 @@ def main(settings):
         trn_films = Films(data, "train", settings.crop, device)
         val_films = Films(data, "val", settings.crop, device)
         sampler = Sampler(trn_films, settings.batch_size, generator)
-        network = CheXNet(len(FINDINGS), settings.pretrained).to(device)
-    if settings.start_at_prevalence:
-        utils.start_at_prevalence(network.classifier, trn_films.labels)
-
     weights = Path(settings.out) / "weights"
     run = Run(weights / "chexnet", settings, device, {"checksum": data.checksum}, product=weights / "chexnet_net.pth")
     if run.finished:
         return
 
+    with utils.one_line_errors():  # a continued run has its weights in the checkpoint
+        network = CheXNet(len(FINDINGS), settings.pretrained and run.saved is None, weights).to(device)
+    if settings.start_at_prevalence:
+        utils.start_at_prevalence(network.classifier, trn_films.labels)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, settings.patience)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, "max", factor=0.1, patience=settings.patience, threshold=0
+    )
     run.track(network=network, optimizer=optimizer, scheduler=scheduler, sampler=sampler, generator=generator)
     progress = run.restore({"epoch": 0, "best_auc": -1.0})
     if progress["epoch"] == 0:
@@ -100,7 +103,7 @@ def main(settings):
     while progress["epoch"] < settings.epochs and optimizer.param_groups[0]["lr"] >= settings.lr_stop:
         lr = optimizer.param_groups[0]["lr"]
         title = f"epoch {progress['epoch'] + 1}"
-        trn_loss = utils.train_epoch(network, network, sampler, optimizer, settings.clip, settings.log_every, title)
+        trn_loss = utils.train_epoch(network, network, sampler, optimizer, None, settings.log_every, title)
         auc, val_loss = utils.evaluate(network, val_films, settings.batch_size)
         scheduler.step(auc)
         run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc, progress)

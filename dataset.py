@@ -101,8 +101,11 @@ def check_table(table, films):
             f"row {row.name + 1}: patient {row['Patient ID']} is in {row['split']} and in {first[row['Patient ID']]}"
         )
     for split in SPLITS:
-        if not (table["split"] == split).any():
+        inside = labels[(table["split"] == split).to_numpy()]
+        if not len(inside):
             raise ValueError(f"split {split!r} has no film")
+        if (inside.min(axis=0) == inside.max(axis=0)).all():
+            raise ValueError(f"split {split!r} has no finding with a positive and a negative film: it gives no AUC")
     return labels
 
 
@@ -215,8 +218,10 @@ class Films:
         size = min(films.shape[1:])
         if crop % 32 or not 0 < crop <= size:
             raise ValueError(f"crop {crop} must be a multiple of 32 and at most the films' {size} pixels")
+        if 2 * crop < size:  # training would see a corner at full scale, evaluation the whole film reduced
+            raise ValueError(f"crop {crop} is less than half of the films' {size} pixels: pass a larger --crop")
         border = crop // 16 if crop == size else 0
-        self.crop, self.border = crop, border
+        self.split, self.crop, self.border = split, crop, border
         self.films = F.pad(films, (border,) * 4).to(device)  # uint8 (N, H, W), with the border
         self.labels = torch.from_numpy(prepared.labels[rows]).to(device)
         self.names = prepared.table["Image Index"].to_numpy()[rows]
@@ -261,7 +266,7 @@ class Sampler:
 
     def __init__(self, films, batch_size, generator):
         if not 0 < batch_size <= len(films):
-            raise ValueError(f"batch size {batch_size} must be at least 1 and at most the {len(films)} films")
+            raise ValueError(f"batch size {batch_size} must be 1 to {len(films)}, the films of {films.split}")
         self.films, self.batch_size, self.generator = films, batch_size, generator
         self.order, self.position = None, 0  # of the current pass
 
@@ -284,3 +289,5 @@ class Sampler:
 
     def load_state_dict(self, state):
         self.order, self.position = state["order"], state["position"]
+        if self.order is not None:
+            self.order = self.order.to(self.films.films.device)

@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-# The candidate operations, in the order of the paper's appendix A.1.1 and of the columns of α.
+# The candidate operations of the paper's section 3.1, in the order of its authors' code and of the columns of α.
 PRIMITIVES = (
     "none",
     "max_pool_3x3",
@@ -50,7 +50,7 @@ def derive(alphas_normal, alphas_reduce):
     """
 
     def cell(alphas):
-        weights = alphas.detach().double().softmax(dim=-1).tolist()
+        weights = alphas.detach().cpu().double().softmax(dim=-1).tolist()
         pairs = []
         for node in range(INPUT_NODES, INPUT_NODES + NODES):
             incoming = []

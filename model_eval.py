@@ -67,10 +67,12 @@ class Network(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def drop_path(self, films, probability, generator):
-        """Drop-path factors (films, cells, ops of a cell): 0 with `probability`, else 1 / (1 − probability).
+        """Drop-path factors (films, cells, ops of a cell): 0 with `probability`, else 1 / (1 − probability); or None.
 
         Each film loses each operation's output on its own; identities are never dropped (`Cell.forward`).
         """
+        if probability == 0:
+            return None
         device = self.classifier.weight.device
         shape = (films, len(self.cells), len(self.cells[0].ops))
         kept = torch.rand(shape, generator=generator, device=device) >= probability

@@ -25,8 +25,8 @@ from operations import (
     FactorizedReduce,
     FactorizedReduces,
     ReLUConvBN,
+    Separable,
     SepConvs,
-    SharedSeparable,
     avg_pool_3x3,
 )
 
@@ -53,8 +53,8 @@ class MixedEdges(nn.Module):
             {
                 "sep_conv_3x3": SepConvs(C, E, 3, stride),
                 "sep_conv_5x5": SepConvs(C, E, 5, stride),
-                "dil_conv_3x3": SharedSeparable(C, E, 3, stride, dilation=2),
-                "dil_conv_5x5": SharedSeparable(C, E, 5, stride, dilation=2),
+                "dil_conv_3x3": Separable(C, 3, stride, dilation=2, E=E),
+                "dil_conv_5x5": Separable(C, 5, stride, dilation=2, E=E),
             }
         )
         if stride == 2:
@@ -76,7 +76,7 @@ class MixedEdges(nn.Module):
         edges = []
         for e, edge in enumerate(mixed.chunk(len(weights), dim=1)):
             for name, y in plain.items():
-                edge = torch.addcmul(edge, y, weights[e, PRIMITIVES.index(name)])
+                edge = torch.addcmul(edge, y, weights[e, PRIMITIVES.index(name)].to(y.dtype))
             edges.append(edge)
         return edges
 

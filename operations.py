@@ -1,4 +1,4 @@
-"""The candidate operations of DARTS (section 3.1 of the paper, details in appendix A.1.1), one module each.
+"""The candidate operations of DARTS (section 3.1 of the paper), one module each.
 
 `OPS[name](C, stride)` builds the operation named `name` on C channels, as the derived network uses it. The
 supernet evaluates the same operations for all edges that leave a node at once: the second half of the file.
@@ -48,30 +48,64 @@ class ReLUConvBN(nn.Sequential):
         )
 
 
+class Separable(nn.Module):
+    """A depthwise k×k and a pointwise 1×1 convolution; for E edges at once, stacked as E·C channels, edge by edge.
+
+    `shared`: all E edges read the same C channels; otherwise each has its own.
+    """
+
+    def __init__(self, C, kernel_size, stride=1, dilation=1, E=1, shared=True):
+        super().__init__()
+        self.C, self.E, self.stride, self.dilation, self.shared = C, E, stride, dilation, shared or E == 1
+        # A grouped convolution draws its initial weights from the fan-in of one group: as E modules would.
+        self.depthwise = nn.Conv2d(E * C, E * C, kernel_size, groups=E * C, bias=False)
+        self.pointwise = nn.Conv2d(E * C, E * C, 1, groups=E, bias=False)
+
+    def forward(self, x):
+        """x (B, C, H, W), or (B, E·C, H, W) where not `shared` -> (B, E·C, H/stride, W/stride)."""
+        C, E, stride, dilation = self.C, self.E, self.stride, self.dilation
+        if stride == dilation == 2:  # reads even pixels only: an ordinary convolution of those
+            x, stride, dilation = x[:, :, ::2, ::2], 1, 1
+
+        # Taps that meet only padding, wherever the kernel stands, are cut off (maps of 2×2 and 4×4 pixels).
+        taps = self.depthwise.weight
+        centre, size = taps.shape[-1] // 2, max(x.shape[-2:])
+        reach = min(centre, (size - 1) // dilation)
+        if reach < centre:
+            near = slice(centre - reach, centre + reach + 1)
+            taps = taps[:, :, near, near]
+        padding = reach * dilation
+
+        dense_up_to = 32 if dilation == 2 else 16
+        if self.training and self.shared and (reach == 0 or C <= dense_up_to):
+            # Nothing stands between the two convolutions, so they compose to one with a dense kernel. It takes
+            # more multiplications, but they run in the library's fast path (weight gradients of depthwise and
+            # all of dilated depthwise convolutions do not), x is not copied E times and nothing in between is
+            # stored. It pays where channels are few: measured from 1.2× (C 16, 5×5) to 3× (C 8, dilated).
+            pointwise = self.pointwise.weight.reshape(E, C, C, 1, 1)
+            kernel = (pointwise * taps.reshape(E, 1, C, *taps.shape[-2:])).flatten(0, 1)
+            kernel = kernel.contiguous(memory_format=torch.channels_last)
+            return F.conv2d(x, kernel, None, stride, padding, dilation)
+        if self.shared and E > 1:
+            x = torch.cat([x] * E, dim=1)  # keeps channels-last, which repeat() does not
+        if size <= 4:  # where padding is as wide as the map, oneDNN's weight gradient is 2 to 6 times slower
+            x, padding = F.pad(x, (padding,) * 4), 0
+        return self.pointwise(F.conv2d(x, taps, None, stride, padding, dilation, groups=E * C))
+
+
 class SepConv(nn.Sequential):
     """Separable convolution, applied twice: ReLU, depthwise k×k, pointwise 1×1, BN; the stride in the first."""
 
     def __init__(self, C, kernel_size, stride):
-        layers = []
-        for s in (stride, 1):
-            layers += [nn.ReLU(), *depthwise_pointwise(C, kernel_size, s), nn.BatchNorm2d(C)]
-        super().__init__(*layers)
+        first, second = Separable(C, kernel_size, stride), Separable(C, kernel_size)
+        super().__init__(nn.ReLU(), first, nn.BatchNorm2d(C), nn.ReLU(), second, nn.BatchNorm2d(C))
 
 
 class DilConv(nn.Sequential):
     """Dilated separable convolution: ReLU, depthwise k×k with every second pixel, pointwise 1×1, BN."""
 
     def __init__(self, C, kernel_size, stride):
-        super().__init__(nn.ReLU(), *depthwise_pointwise(C, kernel_size, stride, dilation=2), nn.BatchNorm2d(C))
-
-
-def depthwise_pointwise(C, kernel_size, stride, dilation=1):
-    """A depthwise k×k convolution and a pointwise one; padding keeps the size at stride 1."""
-    padding = dilation * (kernel_size // 2)
-    return (
-        nn.Conv2d(C, C, kernel_size, stride, padding, dilation, groups=C, bias=False),
-        nn.Conv2d(C, C, 1, bias=False),
-    )
+        super().__init__(nn.ReLU(), Separable(C, kernel_size, stride, dilation=2), nn.BatchNorm2d(C))
 
 
 class FactorizedReduce(nn.Module):
@@ -89,8 +123,8 @@ class FactorizedReduce(nn.Module):
         return self.bn(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
 
 
-# --- The same operations on E edges at once, for the supernet: their outputs are stacked as E·C channels, edge by
-# edge. Where all E edges read the same x, the input has C channels. BN has no scale and shift of its own.
+# --- Parts of the supernet: one operation on E edges that leave the same node, outputs stacked as E·C channels, edge
+# by edge. BN has no scale and shift of its own.
 
 
 class EdgeBN(nn.BatchNorm2d):
@@ -105,57 +139,15 @@ class EdgeBN(nn.BatchNorm2d):
         return F.batch_norm(y, self.running_mean, self.running_var, scale, None, self.training, self.momentum, self.eps)
 
 
-class SharedSeparable(nn.Module):
-    """Depthwise k×k and pointwise 1×1 convolutions of E edges at once; `first`: all edges read the same x."""
-
-    def __init__(self, C, E, kernel_size, stride=1, dilation=1, first=True):
-        super().__init__()
-        self.C, self.E, self.stride, self.dilation, self.first = C, E, stride, dilation, first
-        # A grouped convolution draws its initial weights from the fan-in of one group: as E modules would.
-        self.depthwise = nn.Conv2d(E * C, E * C, kernel_size, groups=E * C, bias=False)
-        self.pointwise = nn.Conv2d(E * C, E * C, 1, groups=E, bias=False)
-
-    def forward(self, x):
-        """x (B, C, H, W), or (B, E·C, H, W) where not `first` -> (B, E·C, H/stride, W/stride)."""
-        C, E, stride, dilation = self.C, self.E, self.stride, self.dilation
-        if stride == dilation == 2:  # reads even pixels only: an ordinary convolution of those
-            x, stride, dilation = x[:, :, ::2, ::2], 1, 1
-
-        # Taps that meet only padding, wherever the kernel stands, are cut off (maps of 2×2 and 4×4 pixels).
-        taps = self.depthwise.weight
-        centre, size = taps.shape[-1] // 2, max(x.shape[-2:])
-        reach = min(centre, (size - 1) // dilation)
-        if reach < centre:
-            near = slice(centre - reach, centre + reach + 1)
-            taps = taps[:, :, near, near]
-        padding = reach * dilation
-
-        dense_up_to = 32 if dilation == 2 else 16
-        if self.first and (reach == 0 or C <= dense_up_to):
-            # Nothing stands between the two convolutions, so they compose to one with a dense kernel. It takes
-            # more multiplications, but they run in the library's fast path (weight gradients of depthwise and
-            # all of dilated depthwise convolutions do not), x is not copied E times and nothing in between is
-            # stored. It pays where channels are few: measured from 1.2× (C 16, 5×5) to 3× (C 8, dilated).
-            pointwise = self.pointwise.weight.reshape(E, C, C, 1, 1)
-            kernel = (pointwise * taps.reshape(E, 1, C, *taps.shape[-2:])).flatten(0, 1)
-            kernel = kernel.contiguous(memory_format=torch.channels_last)
-            return F.conv2d(x, kernel, None, stride, padding, dilation)
-        if self.first:
-            x = torch.cat([x] * E, dim=1)  # keeps channels-last, which repeat() does not
-        if size <= 4:  # where padding is as wide as the map, oneDNN's weight gradient is 2 to 6 times slower
-            x, padding = F.pad(x, (padding,) * 4), 0
-        return self.pointwise(F.conv2d(x, taps, None, stride, padding, dilation, groups=E * C))
-
-
 class SepConvs(nn.Module):
     """sep_conv_k×k on E edges, before the last BN; x is past the ReLU."""
 
     def __init__(self, C, E, kernel_size, stride):
         super().__init__()
-        self.first = SharedSeparable(C, E, kernel_size, stride)
+        self.first = Separable(C, kernel_size, stride, E=E)
         self.bn = nn.BatchNorm2d(E * C, affine=False)
         self.relu = nn.ReLU()
-        self.second = SharedSeparable(C, E, kernel_size, first=False)
+        self.second = Separable(C, kernel_size, E=E, shared=False)
 
     def forward(self, x):
         return self.second(self.relu(self.bn(self.first(x))))

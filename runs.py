@@ -23,6 +23,8 @@ from utils import fail
 
 TRAINING_HEADER = "epoch         lr   train loss   val loss   val AUC"
 
+LOGS = ("log.txt", "metrics.jsonl")
+
 # Settings that say where and how loudly a run goes, not what it computes.
 WITHOUT_EFFECT = {"out", "data", "fresh", "log_every"}
 
@@ -62,6 +64,16 @@ def environment(device):
     }
 
 
+def read_run(folder):
+    """A run's {"settings", "epochs": how many are done}; None where there is no run."""
+    folder = Path(folder)
+    if not (folder / "settings.json").exists():
+        return None
+    record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    metrics = folder / "metrics.jsonl"
+    return {"settings": record["settings"], "epochs": len(metrics.read_text().splitlines()) if metrics.exists() else 0}
+
+
 class Run:
     """The folder of one run, opened for a new run or to continue one.
 
@@ -73,6 +85,9 @@ class Run:
         self.folder, self.product = Path(folder), product
         self.tracked = {}
         self.started = time.perf_counter()
+        if settings.epochs < 1:
+            fail(f"epochs {settings.epochs} must be at least 1")
+        self.checkpoint, self.best = self.folder / "checkpoint.pt", self.folder / "best.pth"
         wanted = {k: v for k, v in vars(settings).items() if k not in WITHOUT_EFFECT}
         self.settings = wanted | {"device": device.type} | also
         if settings.fresh:
@@ -80,6 +95,8 @@ class Run:
         at = self.folder / "settings.json"
         if at.exists():
             self.compare(json.loads(at.read_text(encoding="utf-8"))["settings"])
+        elif self.checkpoint.exists():
+            fail(f"{at} is missing beside checkpoint.pt: put it back, or pass --fresh")
         elif product is not None and product.exists():
             fail(f"{product} is there without its run folder {self.folder}: move it away, or pass --fresh")
         else:
@@ -88,13 +105,13 @@ class Run:
             partial = self.folder / "settings.json.part"
             partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             partial.replace(at)
-        self.checkpoint, self.best = self.folder / "checkpoint.pt", self.folder / "best.pth"
         self.saved = None
         if self.checkpoint.exists():
             self.saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.finished = self.saved is not None and self.saved["finished"]
         if self.finished:
-            print(f"{self.folder}: finished already, left as it is (--fresh starts anew)")
+            best = self.saved["progress"]["best_auc"]
+            print(f"{self.folder}: finished already (best val AUC {best:.3f}), left as it is; --fresh starts anew")
 
     def move_aside(self):
         """Rename an old folder, and its product, to dated names."""
@@ -108,12 +125,14 @@ class Run:
     def compare(self, before):
         """Refuse to go on under other settings than the folder's."""
         now = json.loads(json.dumps(self.settings))
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name):
-                fail(
-                    f"{self.folder / 'settings.json'}: {name} was {before.get(name)!r}, now {now.get(name)!r}; "
-                    "set it back, or pass --fresh (moves the old run aside) or --out FOLDER"
-                )
+        names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+        if names:
+            name, *others = sorted(names, key=lambda name: (name != "dataset", name))
+            also = f" (other differences: {', '.join(others)})" if others else ""
+            fail(
+                f"{self.folder / 'settings.json'}: {name} was {before.get(name)!r}, now {now.get(name)!r}{also}; "
+                "set it back, start elsewhere with --out FOLDER, or move the old run aside with --fresh"
+            )
 
     def track(self, **objects):
         """Name the objects whose state a checkpoint holds: state_dict() or, for generators, get_state()."""
@@ -121,6 +140,11 @@ class Run:
 
     def restore(self, progress):
         """Load a checkpoint, if there is one, into the tracked objects; returns its progress, else the given one."""
+        lengths = {} if self.saved is None else self.saved["lengths"]
+        for name in LOGS:  # what was written after the checkpoint comes again
+            if (self.folder / name).exists():
+                with open(self.folder / name, "r+b") as file:
+                    file.truncate(lengths.get(name, 0))
         if self.saved is None:
             return progress
         for name, item in self.tracked.items():
@@ -129,9 +153,6 @@ class Run:
                 item.set_state(state)
             else:
                 item.load_state_dict(state)
-        for name, length in self.saved["lengths"].items():  # what was written after the checkpoint comes again
-            with open(self.folder / name, "r+b") as file:
-                file.truncate(length)
         self.started -= self.saved["seconds"]
         self.log(f"continued after epoch {self.saved['progress']['epoch']}")
         return self.saved["progress"]
@@ -181,7 +202,6 @@ class Run:
             name: item.get_state() if isinstance(item, torch.Generator) else item.state_dict()
             for name, item in self.tracked.items()
         }
-        logs = [self.folder / name for name in ("log.txt", "metrics.jsonl")]
-        lengths = {log.name: log.stat().st_size for log in logs if log.exists()}
+        lengths = {name: (self.folder / name).stat().st_size for name in LOGS if (self.folder / name).exists()}
         state = {"tracked": states, "progress": progress, "lengths": lengths}
         save_atomically(self.checkpoint, state | {"seconds": self.seconds(), "finished": finished})

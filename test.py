@@ -29,8 +29,6 @@ OUT = "."  # weights are read from below it, results written below it
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 BATCH_SIZE = 64  # films
 
-BASELINE = "chexnet"  # the network that the others are compared with
-
 
 def load_network(path):
     """The network in a weights file, and the file's plain data. Raises ValueError."""
@@ -42,6 +40,8 @@ def load_network(path):
         else:
             network = model_eval.Network(settings["c"], len(FINDINGS), settings["layers"], parse_genotype(genotype))
         network.load_state_dict(saved["weights"])
+        if not {"checksum", "crop", "dataset"} <= settings.keys():
+            raise ValueError("it does not say what it was trained on")
     except Exception as error:  # torch raises many kinds for a file that is not what it should be
         kind = type(error).__name__
         raise ValueError(f"{path}: damaged, or not a weights file of this project ({kind}); train it anew") from None
@@ -52,21 +52,21 @@ def find_networks(folder, order, data):
     """{name: (network, saved)} of the weights files trained on `data`, the selected order first, CheXNet last."""
     required = f"{order}_order"
     option = " --second-order" if order == "second" else ""
-    for name, command in ((required, f"val_train.py{option}"), (BASELINE, "chexnet.py")):
+    for name, command in ((required, f"val_train.py{option}"), ("chexnet", "chexnet.py")):
         if not (folder / f"{name}_net.pth").exists():
-            raise ValueError(f"{folder / name}_net.pth is missing: run 'python {command}' first")
+            raise ValueError(f"{folder / name}_net.pth is missing: run 'python {command}' first, with the same --out")
     networks = {}
     for path in sorted(folder.glob("*_net.pth")):
         name = path.name.removesuffix("_net.pth")
         network, saved = load_network(path)
         if saved["settings"]["checksum"] == data.checksum:
             networks[name] = network, saved
-        elif name in (required, BASELINE):
+        elif name in (required, "chexnet"):
             trained_on = saved["settings"]["dataset"]
             raise ValueError(f"{path}: trained on another set ({trained_on}, or another version of {data.name})")
         else:
             print(f"{path}: left out, trained on another set ({saved['settings']['dataset']})")
-    names = sorted(networks, key=lambda name: (name == BASELINE, name != required, name))
+    names = sorted(networks, key=lambda name: (name == "chexnet", name != required, name))
     return {name: networks[name] for name in names}
 
 
@@ -120,7 +120,7 @@ def auc_table(labels, probabilities, costs):
     table.loc["Average"] = average
     table.loc["Parameters (M)"] = {name: costs.get(name, (math.nan,))[0] / 1e6 for name in table}
     table.loc["Multiply-adds (G)"] = {name: costs[name][1] / 1e9 if name in costs else math.nan for name in table}
-    table.loc["Average − CheXNet"] = average - average[BASELINE]
+    table.loc["Average − CheXNet"] = average - average["chexnet"]
     return table
 
 
@@ -148,13 +148,13 @@ def main(settings):
         crops = {name: saved["settings"]["crop"] for name, (_, saved) in networks.items()}
         if len(set(crops.values())) > 1:
             raise ValueError(f"the networks were trained at different crops: {crops}")
-        crop = crops[BASELINE]
+        crop = crops["chexnet"]
         films = Films(data, "test", crop, device)
         probabilities, costs = {}, {}
-        others = dict(item.partition("=")[::2] for item in settings.predictions)
-        for name, path in others.items():
-            if not path or name in networks:
-                raise ValueError(f"--predictions {name}={path}: must be NAME=FILE.csv, with a name not yet in use")
+        for item in settings.predictions:
+            name, _, path = item.partition("=")
+            if not name or not path or name in networks or name in probabilities:
+                raise ValueError(f"--predictions {item}: must be NAME=FILE.csv, with a name not yet in use")
             probabilities[name], ignored = read_predictions(path, films.names)
             if ignored:
                 print(f"{path}: {ignored} films that are not in the test split are ignored")
@@ -162,6 +162,7 @@ def main(settings):
     for name, (network, _) in networks.items():
         costs[name] = sum(p.numel() for p in network.parameters()), multiply_adds(network, crop)
         probabilities[name], _ = utils.predict(network.to(device), films, settings.batch_size)
+    others = [name for name in probabilities if name not in networks]
     probabilities = {name: probabilities[name] for name in [*networks, *others]}
 
     labels = films.labels.cpu().numpy()

@@ -42,11 +42,15 @@ def read_constants(script):
         source = file.read()
     tokens = tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    return [
-        (node.targets[0].id, ast.literal_eval(node.value), comments.get(node.lineno, ""))
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper()
-    ]
+    constants = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+            name = node.targets[0].id
+            try:
+                constants.append((name, ast.literal_eval(node.value), comments.get(node.lineno, "")))
+            except ValueError:
+                fail(f"{script}, line {node.lineno}: {name} must be a plain value, not an expression")
+    return constants
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,8 +65,8 @@ def parse_settings(script, argv=None):
     option replaces it.
     """
     constants = read_constants(script)
-    description = (ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8"))) or "").split("\n")[0]
-    parser = _Parser(Path(script).name, description=description, allow_abbrev=False)
+    title = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8"))).split("\n")[0]
+    parser = _Parser(Path(script).name, description=title, allow_abbrev=False)
     for name, value, comment in constants:
         example = value["phantom"] if isinstance(value, dict) else value
         option = {"help": f"{comment} [{value}]".replace("%", "%%"), "default": argparse.SUPPRESS}
@@ -75,8 +79,7 @@ def parse_settings(script, argv=None):
             option["metavar"] = type(example).__name__.upper()
         parser.add_argument("--" + name.lower().replace("_", "-"), **option)
 
-    given = vars(parser.parse_args(argv))
-    settings = {name.lower(): value for name, value, _ in constants} | given
+    settings = {name.lower(): value for name, value, _ in constants} | vars(parser.parse_args(argv))
     for name, value in settings.items():
         if isinstance(value, dict):
             settings[name] = value.get(settings["dataset"], value["phantom"])
@@ -87,12 +90,13 @@ def select_device(name):
     """ "auto": cuda, else mps, else cpu; or a name that torch knows."""
     if name != "auto":
         try:
-            return torch.device(name)
-        except RuntimeError:
-            fail(f"device {name!r} must be auto, cpu, cuda or mps")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            device = torch.device(name)
+            torch.zeros(1, device=device).cpu()  # fails where the device is known but not there
+            return device
+        except (RuntimeError, AssertionError):
+            fail(f"device {name!r} is not to be had here: use auto, cpu, cuda or mps")
+    mps = torch.backends.mps.is_available()
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
 
 
 def seed_everything(seed, device):
@@ -140,18 +144,18 @@ class Losses:
 
 
 def train_epoch(forward, network, sampler, optimizer, clip, log_every, title):
-    """One pass over the sampler: forward(films) -> logits, gradient norm clipped to `clip`. Returns the mean loss."""
+    """One pass over the sampler: forward(films) -> logits; `clip`: largest gradient norm or None. Returns the loss."""
     network.train()
-    device = next(network.parameters()).device
-    losses = Losses(device)
+    losses = Losses(sampler.films.labels.device)
     bar = tqdm(range(len(sampler)), title, leave=False, mininterval=1)
     for step in bar:
         films, labels = sampler.next()
-        with autocast(device):
+        with autocast(films.device):
             loss = criterion(forward(films), labels)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimizer.step()
         losses.add(loss)
         if step % log_every == 0:
@@ -166,10 +170,11 @@ def predict(network, films, batch_size):
     logits = []
     for start in range(0, len(films), batch_size):
         batch, _ = films.eval_batch(slice(start, start + batch_size))
-        with autocast(batch.device):
-            logits.append(network(batch).float())
+        logits.append(network(batch))
     logits = torch.cat(logits)
     loss = criterion(logits, films.labels).item()
+    if not math.isfinite(loss):
+        raise SystemExit(f"error: the loss on {films.split} is no longer finite")
     return logits.cpu().double().sigmoid().numpy(), loss
 
 
@@ -191,5 +196,5 @@ def auc_per_finding(labels, scores):
 
 def mean_auc(auc):
     """Mean over the findings that have one; NaN if none has."""
-    auc = np.asarray(auc)
-    return float(auc[~np.isnan(auc)].mean()) if (~np.isnan(auc)).any() else math.nan
+    scored = [value for value in auc if not math.isnan(value)]
+    return float(np.mean(scored)) if scored else math.nan

@@ -17,7 +17,7 @@ import utils
 from dataset import FINDINGS, Films, Sampler, open_set
 from genotypes import PUBLISHED, format_genotype, load_genotype, random_genotype
 from model_eval import Network
-from runs import TRAINING_HEADER, Run
+from runs import TRAINING_HEADER, Run, read_run
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
 GENOTYPE = ""  # another cell instead: a file, "random" (drawn with SEED), or a name in genotypes.PUBLISHED
@@ -28,17 +28,18 @@ FRESH = False  # True: move an old run of this name aside and start anew
 SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 
+# A dict has one value per set; a set without its own takes the phantom's.
 CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, at most the film size
 C = {"phantom": 16, "chestxray14": 36}  # channels of the first cell
-LAYERS = {"phantom": 8, "chestxray14": 20}  # cells, at least 4
-EPOCHS = {"phantom": 20, "chestxray14": 500}  # passes over train
+LAYERS = {"phantom": 5, "chestxray14": 20}  # cells, at least 4
+EPOCHS = {"phantom": 25, "chestxray14": 500}  # passes over train
 BATCH_SIZE = {"phantom": 32, "chestxray14": 32}  # films
 
-LR = {"phantom": 0.1, "chestxray14": 0.025}  # SGD's learning rate in the first epoch, to 0 along a cosine
+LR = {"phantom": 0.3, "chestxray14": 0.025}  # SGD's learning rate in the first epoch; towards 0 along a cosine
 MOMENTUM = 0.9  # of SGD
 WEIGHT_DECAY = 3e-4  # of SGD
 CLIP = 5.0  # largest norm of the gradient
-DROP_PATH = {"phantom": 0.0, "chestxray14": 0.2}  # probability in the last epoch, growing linearly from 0
+DROP_PATH = {"phantom": 0.0, "chestxray14": 0.2}  # probability, growing linearly over the epochs from 0 towards this
 START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
 LOG_EVERY = 10  # steps between readings of the loss
 
@@ -50,16 +51,34 @@ def choose_genotype(settings):
     if settings.genotype in PUBLISHED:
         return settings.genotype, PUBLISHED[settings.genotype]
     if settings.genotype:
-        if not Path(settings.genotype).exists():
+        path = Path(settings.genotype)
+        if not path.exists():
             names = ", ".join(PUBLISHED)
-            raise ValueError(f"genotype {settings.genotype}: no such file, and not one of random, {names}")
-        return Path(settings.genotype).stem, load_genotype(settings.genotype)
+            raise ValueError(f"genotype {path}: no such file, and not one of random, {names}")
+        # The scripts call every search's file genotype.txt: its folder tells them apart.
+        name = path.resolve().parent.name if path.stem == "genotype" else path.stem
+        if name in ("chexnet", "first_order", "second_order"):
+            raise ValueError(f"genotype {path}: its network would be called {name}, which is taken: rename the file")
+        return name, load_genotype(path)
     order = "second" if settings.second_order else "first"
     path = Path(settings.out) / f"search_{order}_order" / "genotype.txt"
     if not path.exists():
         option = " --second-order" if settings.second_order else ""
-        raise ValueError(f"{path} is missing: run 'python search_train.py{option}' first")
+        raise ValueError(f"{path} is missing: run 'python search_train.py{option}' first, with the same --out")
     return f"{order}_order", load_genotype(path)
+
+
+def check_search(settings, checksum):
+    """Raise ValueError if the selected order's search was made on another set; say so if it has not finished."""
+    folder = Path(settings.out) / f"search_{'second' if settings.second_order else 'first'}_order"
+    search = read_run(folder)
+    if search is not None and search["settings"]["checksum"] != checksum:
+        raise ValueError(
+            f"{folder}: searched on another set ({search['settings']['dataset']}, or another version of "
+            f"{settings.dataset}): search on this one first, or name the cell with --genotype FILE"
+        )
+    if search is not None and search["epochs"] < search["settings"]["epochs"]:
+        print(f"{folder}: the search has not finished; its best cell so far is trained")
 
 
 def main(settings):
@@ -68,6 +87,8 @@ def main(settings):
     with utils.one_line_errors():
         name, genotype = choose_genotype(settings)
         data = open_set(settings.data, settings.dataset)
+        if not settings.genotype:
+            check_search(settings, data.checksum)
         trn_films = Films(data, "train", settings.crop, device)
         val_films = Films(data, "val", settings.crop, device)
         sampler = Sampler(trn_films, settings.batch_size, generator)
@@ -92,14 +113,12 @@ def main(settings):
         run.log(f"{name}, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
         run.log(f"derived network: {millions:.2f} M parameters\n{TRAINING_HEADER}")
 
+    def forward(films):
+        probability = settings.drop_path * progress["epoch"] / settings.epochs
+        return network(films, network.drop_path(len(films), probability, generator))
+
     while progress["epoch"] < settings.epochs:
         lr = scheduler.get_last_lr()[0]
-        probability = settings.drop_path * progress["epoch"] / settings.epochs
-
-        def forward(films, probability=probability):
-            keep = network.drop_path(len(films), probability, generator) if probability else None
-            return network(films, keep)
-
         title = f"epoch {progress['epoch'] + 1}"
         trn_loss = utils.train_epoch(forward, network, sampler, optimizer, settings.clip, settings.log_every, title)
         scheduler.step()

@@ -263,7 +263,7 @@ def main(argv=None):
     try:
         counts = prepare(**vars(options))
     except (ValueError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     if counts is None:
         print(f"{folder} holds a finished set and is left as it is; to make another, choose another --name")

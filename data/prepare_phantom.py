@@ -9,6 +9,7 @@ AUC on it says nothing about patients. The signs are simplified from the Fleisch
 (Hansell et al., Radiology 246:697, 2008).
 """
 
+import argparse
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -425,7 +426,9 @@ def prepare(folder=FOLDER, seed=SEED, films=FILMS, size=SIZE):
 
 
 def main():
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    parser = argparse.ArgumentParser(description="Make the phantom, a synthetic set of chest X-ray films.")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where it is made (%(default)s)")
+    folder = parser.parse_args().folder
     if (folder / "source.json").exists():
         print(f"{folder} is there already and left as it is ({NOTICE})")
         return

@@ -53,6 +53,11 @@ def test_labels_are_encoded_in_the_order_of_the_findings():
     assert labels[0].nonzero()[0].tolist() == [0, 13] and not labels[1].any()
 
 
+def no_positive_test_film(table):
+    table.loc[table["split"] == "test", "Finding Labels"] = "No Finding"
+    return table
+
+
 def change(table, row, column, value):
     table.loc[row, column] = value
     return table
@@ -67,6 +72,7 @@ def change(table, row, column, value):
         (lambda t: change(t, 9, "Image Index", t["Image Index"][3]), "row 10: Image Index .* is there twice"),
         (lambda t: t.iloc[:-1], "111 rows for the 112 films"),
         (lambda t: t.drop(columns="Patient ID"), "no column 'Patient ID'"),
+        (no_positive_test_film, "split 'test' has no finding with a positive and a negative film"),
         (lambda t: t.assign(split=t["split"].replace("val", "train")), "split 'val' has no film"),
     ],
 )
@@ -153,6 +159,13 @@ def test_where_the_crop_is_the_film_training_shifts_over_a_black_border(data):
     assert {y for y, _ in offsets} == set(range(9)) == {x for _, x in offsets}
 
 
+def test_a_crop_far_below_the_films_size_is_refused(tmp_path):
+    table = small_table()
+    write_set(tmp_path / "s", images(table, size=96), table, {})
+    with pytest.raises(ValueError, match="crop 32 is less than half of the films' 96 pixels"):
+        Films(load_set(tmp_path / "s"), "train", 32, CPU)
+
+
 @pytest.mark.parametrize("crop", [0, 48, 96, -32])
 def test_bad_crops_are_refused_in_one_line(data, crop):
     with pytest.raises(ValueError, match=f"crop {crop} must be a multiple of 32 and at most the films' 64 pixels"):
@@ -188,7 +201,7 @@ def test_the_samplers_state_continues_its_sequence(data):
 
 @pytest.mark.parametrize("batch_size", [0, 49])
 def test_bad_batch_sizes_are_refused(data, batch_size):
-    with pytest.raises(ValueError, match=f"batch size {batch_size} must be at least 1"):
+    with pytest.raises(ValueError, match=f"batch size {batch_size} must be 1 to 48, the films of train"):
         Sampler(Films(data, "train", 32, CPU), batch_size, torch.Generator())
 
 

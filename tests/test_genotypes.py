@@ -34,7 +34,7 @@ def alphas(fill=0.0, **cells):
     return alpha
 
 
-def test_primitives_have_the_papers_order():
+def test_primitives_and_edges_have_the_order_of_the_authors_code():
     assert PRIMITIVES == (
         "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect",
         "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",

@@ -7,7 +7,7 @@ from torch import nn
 import model_eval
 from chexnet import CheXNet, imagenet_weights
 from genotypes import PUBLISHED, Genotype, random_genotype
-from operations import OPS
+from operations import OPS, Separable
 
 REFERENCE = PUBLISHED["CHESTXRAY14_FIRST_ORDER"]
 
@@ -95,3 +95,26 @@ def test_imagenet_weights_that_cannot_be_had_are_named_with_the_way_out(tmp_path
     (tmp_path / "densenet121-a639ec97.pth").write_bytes(b"not a weights file")
     with pytest.raises(ValueError, match=r"densenet121-a639ec97.pth: .*--no-pretrained"):
         imagenet_weights(tmp_path)
+
+
+@pytest.mark.parametrize("C", [4, 24, 40])
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (5, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [2, 4, 14])
+def test_separable_is_a_depthwise_and_a_pointwise_convolution(C, kernel, dilation, stride, size):
+    """Its short cuts (composed kernels, cut taps, even pixels, explicit padding) change nothing but rounding."""
+    torch.manual_seed(0)
+    ours = Separable(C, kernel, stride, dilation).double()
+    x = torch.randn(2, C, size, size, dtype=torch.float64)
+    depthwise = nn.Conv2d(C, C, kernel, stride, dilation * (kernel // 2), dilation, groups=C, bias=False).double()
+    pointwise = nn.Conv2d(C, C, 1, bias=False).double()
+    depthwise.weight.data.copy_(ours.depthwise.weight)
+    pointwise.weight.data.copy_(ours.pointwise.weight)
+    expected = pointwise(depthwise(x))
+    assert torch.allclose(ours.eval()(x), expected, rtol=0, atol=1e-12)
+    got = ours.train()(x)
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12)
+    got.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.allclose(ours.depthwise.weight.grad, depthwise.weight.grad, rtol=0, atol=1e-10)
+    assert torch.allclose(ours.pointwise.weight.grad, pointwise.weight.grad, rtol=0, atol=1e-10)

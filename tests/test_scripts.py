@@ -14,12 +14,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import chexnet
+import model_eval
 import search_train
 import test as table_script
 import utils
 import val_train
-from dataset import FINDINGS, load_set, write_set
+from dataset import FINDINGS, Films, load_set, write_set
 from genotypes import PUBLISHED, load_genotype, save_genotype
+from model_search import Network
 from tests.conftest import small_table
 
 ROOT = Path(__file__).parent.parent
@@ -133,14 +135,17 @@ def test_the_weights_are_those_of_the_best_epoch(small_set, tmp_path, monkeypatc
 def test_a_finished_run_is_left_as_it_is(copy, small_set, script, folder, capsys):
     before = files(copy)
     run(script, small_set, copy)
-    assert f"{folder}: finished already" in capsys.readouterr().out
+    assert f"{folder}: finished already (best val AUC 0." in capsys.readouterr().out
     assert files(copy) == before
 
 
 def test_other_settings_are_refused_by_name(copy, small_set, one_line):
     before = files(copy)
     line = one_line(run, search_train, small_set, copy, "--alpha-lr", 0.1)
-    assert "search_first_order/settings.json: alpha_lr was 0.006, now 0.1" in line and "--fresh" in line
+    assert "search_first_order/settings.json: alpha_lr was 0.006, now 0.1; " in line and "--fresh" in line
+    line = one_line(run, search_train, small_set, copy, "--dataset", "small", "--w-lr", 1, "--c", 8)
+    assert "c was 4, now 8 (other differences: w_lr)" in line
+    assert "epochs 0 must be at least 1" in one_line(run, search_train, small_set, copy, "--epochs", 0)
     assert "epochs was 1, now 2" in one_line(run, chexnet, small_set, copy, "--epochs", 2)
     save_genotype(copy / "search_first_order" / "genotype.txt", PUBLISHED["DARTS_V2"])
     assert "genotype was" in one_line(run, val_train, small_set, copy)
@@ -238,6 +243,63 @@ def equal(a, b):
         assert a == b
 
 
+def test_what_is_written_before_the_first_checkpoint_comes_again(small_set, tmp_path):
+    run(search_train, small_set, tmp_path / "whole")
+    run(search_train, small_set, tmp_path / "stopped")
+    folder = tmp_path / "stopped" / "search_first_order"
+    (folder / "checkpoint.pt").unlink()
+    run(search_train, small_set, tmp_path / "stopped")
+    assert len(metrics(folder)) == 1
+    (folder / "settings.json").unlink()
+
+
+def test_a_checkpoint_without_its_settings_is_not_continued(copy, small_set, one_line):
+    (copy / "search_first_order" / "settings.json").unlink()
+    assert "settings.json is missing beside checkpoint.pt" in one_line(run, search_train, small_set, copy)
+
+
+def test_w_learns_on_train_and_alpha_on_val(small_set, tmp_path, monkeypatch):
+    """Films of val are made brighter than any of train: each step must see its own."""
+    seen = []
+    train_batch = Films.train_batch
+
+    def marked(films, index, generator):
+        batch, labels = train_batch(films, index, generator)
+        return batch + (100 if films.split == "val" else 0), labels
+
+    def is_val(films):
+        return bool(films.mean() > 50)
+
+    def step(architect, trn, val):
+        seen.append(("α", is_val(trn[0]), is_val(val[0])))
+        return torch.zeros(())
+
+    forward = Network.forward
+    monkeypatch.setattr(Films, "train_batch", marked)
+    monkeypatch.setattr(search_train.Architect, "step", step)
+    monkeypatch.setattr(Network, "forward", lambda net, films: seen.append(is_val(films)) or forward(net, films))
+    monkeypatch.setattr(utils, "evaluate", lambda *_: (0.5, 1.0))
+    run(search_train, small_set, tmp_path)
+    assert seen == [("α", False, True), False] * 3
+
+
+def test_drop_path_grows_linearly_over_the_epochs(small_set, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(model_eval.Network, "drop_path", lambda net, films, p, generator: drawn.append(p))
+    run(val_train, small_set, tmp_path, "--genotype", "DARTS_V1", "--epochs", 4, "--drop-path", 0.2)
+    assert sorted(set(drawn)) == pytest.approx([0.0, 0.05, 0.1, 0.15])
+    assert drawn == sorted(drawn)
+
+
+def test_chexnets_learning_rate_falls_on_a_plateau_and_ends_the_training(small_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "evaluate", lambda *_: (0.5, 1.0))
+    monkeypatch.setattr(utils, "train_epoch", lambda *_: 1.0)
+    run(chexnet, small_set, tmp_path, "--epochs", 50, "--lr", 1e-6)
+    rates = [row["lr"] for row in metrics(tmp_path / "weights" / "chexnet")]
+    # The first epoch is the best, the next is borne, the third divides; then every second epoch does.
+    assert rates == pytest.approx([1e-6] * 3 + [1e-7] * 2)
+
+
 def test_seeds_decide_the_result(small_set, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(search_train, small_set, tmp_path / name, "--seed", seed)
@@ -259,6 +321,34 @@ def test_missing_steps_are_named(small_set, tmp_path, one_line):
     assert "empty.txt: not one line of the form" in line
     assert "prepare the set first" in one_line(run, search_train, tmp_path, tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / "empty.txt"]
+
+
+def test_a_cell_searched_on_another_set_is_not_trained_unasked(copy, small_set, tmp_path_factory, one_line):
+    data = tmp_path_factory.mktemp("other")
+    table = small_table()
+    write_set(data / "small", np.full((len(table), 64, 64), 7, dtype=np.uint8), table, {})
+    line = one_line(run, val_train, data, copy, "--fresh")
+    assert "search_first_order: searched on another set" in line
+    assert (copy / "weights" / "first_order_net.pth").exists()
+
+
+def test_a_cell_of_an_unfinished_search_is_trained_with_a_word(copy, small_set, capsys):
+    record = json.loads((copy / "search_first_order" / "settings.json").read_text())
+    record["settings"]["epochs"] = 5
+    (copy / "search_first_order" / "settings.json").write_text(json.dumps(record))
+    run(val_train, small_set, copy)
+    assert "the search has not finished" in capsys.readouterr().out
+
+
+def test_genotype_files_name_their_network(copy, small_set, one_line):
+    (copy / "mine").mkdir()
+    save_genotype(copy / "mine" / "genotype.txt", PUBLISHED["DARTS_V1"])
+    save_genotype(copy / "chexnet.txt", PUBLISHED["DARTS_V1"])
+    run(val_train, small_set, copy, "--genotype", copy / "mine" / "genotype.txt")
+    assert (copy / "weights" / "mine_net.pth").exists()
+    assert "called chexnet, which is taken" in one_line(
+        run, val_train, small_set, copy, "--genotype", copy / "chexnet.txt"
+    )
 
 
 def test_test_py_wants_the_selected_order_and_the_baseline(copy, small_set, one_line):
@@ -345,7 +435,7 @@ def test_bad_predictions_are_named(copy, small_set, one_line, spoil, problem):
     assert files(copy / "results") == before
 
 
-@pytest.mark.parametrize("option", ["Name", "Name=", "chexnet=x.csv", "Name=no/such/file.csv"])
+@pytest.mark.parametrize("option", ["Name", "Name=", "=x.csv", "chexnet=x.csv", "Name=no/such/file.csv"])
 def test_bad_prediction_options_are_one_line(whole, small_set, one_line, option):
     one_line(run, table_script, small_set, whole, "--predictions", option)
 

@@ -10,7 +10,7 @@ from genotypes import EDGES, PRIMITIVES
 from model_search import EDGES_FROM
 from tests import textbook
 
-SIZES = [(4, 5, 32), (20, 4, 32), (36, 4, 64)]  # C, cells, pixels: every branch of operations.SharedSeparable
+SIZES = [(4, 5, 32), (20, 4, 32), (36, 4, 64)]  # C, cells, pixels: every branch of operations.Separable
 CLASSES = 3
 TOLERANCE = 1e-9  # ‖difference‖ / ‖reference‖ in float64
 

@@ -63,6 +63,11 @@ def test_a_dict_gives_the_chosen_sets_value_and_other_sets_the_phantoms(script):
     assert utils.parse_settings(script, ["--dataset", "chestxray14", "--epochs", "2"]).epochs == 2
 
 
+def test_constants_that_are_no_plain_values_are_named_with_their_line(script, one_line):
+    script.write_text(SCRIPT.replace('"phantom"  # which set', '"phan" + "tom"  # which set'))
+    assert "line 10: DATASET must be a plain value" in one_line(utils.parse_settings, script, [])
+
+
 def test_help_shows_the_comments(script, capsys):
     with pytest.raises(SystemExit):
         utils.parse_settings(script, ["--help"])
@@ -90,13 +95,14 @@ def test_every_constant_of_the_scripts_is_explained(name):
     constants = utils.read_constants(f"{name}.py")
     assert len(constants) >= 6
     for constant, value, comment in constants:
-        assert comment or constant == "BASELINE", constant
+        assert comment, constant
         if isinstance(value, dict):
             assert list(value) == ["phantom", "chestxray14"], constant
 
 
 def test_unknown_devices_are_refused(one_line):
-    assert "auto, cpu, cuda or mps" in one_line(utils.select_device, "gpu7")
+    for name in ("gpu7", "meta", "" if torch.cuda.is_available() else "cuda"):
+        assert "use auto, cpu, cuda or mps" in one_line(utils.select_device, name)
 
 
 def test_auc_equals_scikit_learns_and_is_nan_without_both_classes():

@@ -74,7 +74,7 @@ def separable(C, kernel, stride, dilation=1):
 
 
 def sep_conv(C, kernel, stride):
-    """Appendix A.1.1: "each separable convolution is always applied twice"; the first one has the stride."""
+    """Section 3.1: a separable convolution stands twice in a row; the first one has the stride."""
     return nn.Sequential(*separable(C, kernel, stride), *separable(C, kernel, 1))
 
 
