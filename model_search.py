@@ -44,11 +44,7 @@ class MixedEdges(nn.Module):
 
     def __init__(self, C, E, stride):
         super().__init__()
-        self.C, self.stride = C, stride
-        self.relu = nn.ReLU()
-        self.max_pool = nn.MaxPool2d(3, stride, padding=1)
-        self.avg_pool = avg_pool_3x3(stride)
-        self.pool_bn = nn.BatchNorm2d(2 * C, affine=False)
+        self.C, self.relu = C, nn.ReLU()
         self.convs = nn.ModuleDict(
             {
                 "sep_conv_3x3": SepConvs(C, E, 3, stride),
@@ -57,28 +53,31 @@ class MixedEdges(nn.Module):
                 "dil_conv_5x5": Separable(C, 5, stride, dilation=2, E=E),
             }
         )
-        if stride == 2:
+        # Without weights of their own, the same for all edges:
+        self.plain = nn.ModuleDict(
+            {
+                "max_pool_3x3": nn.Sequential(nn.MaxPool2d(3, stride, padding=1), nn.BatchNorm2d(C, affine=False)),
+                "avg_pool_3x3": nn.Sequential(avg_pool_3x3(stride), nn.BatchNorm2d(C, affine=False)),
+            }
+        )
+        if stride == 1:
+            self.plain["skip_connect"] = nn.Identity()
+        else:
             self.convs["skip_connect"] = FactorizedReduces(C, E)
         self.bns = nn.ModuleDict({name: EdgeBN(E * C) for name in self.convs})
 
     def forward(self, x, weights):
         """x (B, C, H, W), weights (E, operations) -> E tensors (B, C, H/stride, W/stride), one an edge."""
-        scales = weights.t().repeat_interleave(self.C, dim=1)  # (operations, E·C)
-        scales = dict(zip(PRIMITIVES, scales.unbind(), strict=True))
+        weights = dict(zip(PRIMITIVES, weights.unbind(dim=1), strict=True))
         positive = self.relu(x)
-        mixed = total(self.bns[name](conv(positive), scales[name]) for name, conv in self.convs.items())
-
-        # Without weights of their own: computed once, then weighted per edge.
-        pools = self.pool_bn(torch.cat([self.max_pool(x), self.avg_pool(x)], dim=1))
-        plain = dict(zip(("max_pool_3x3", "avg_pool_3x3"), pools.chunk(2, dim=1), strict=True))
-        if self.stride == 1:
-            plain["skip_connect"] = x
-        edges = []
-        for e, edge in enumerate(mixed.chunk(len(weights), dim=1)):
-            for name, y in plain.items():
-                edge = torch.addcmul(edge, y, weights[e, PRIMITIVES.index(name)].to(y.dtype))
-            edges.append(edge)
-        return edges
+        mixed = total(
+            self.bns[name](conv(positive), weights[name].repeat_interleave(self.C)) for name, conv in self.convs.items()
+        )
+        # Weighted sums for all edges at once: (E, operations) times (operations, B·H·W·C), channels-last as stored.
+        plain = torch.stack([op(x).permute(0, 2, 3, 1) for op in self.plain.values()])
+        plain_weights = torch.stack([weights[name] for name in self.plain], dim=1)
+        plain = (plain_weights @ plain.flatten(1)).view(-1, *plain.shape[1:]).permute(0, 1, 4, 2, 3)
+        return [a + b for a, b in zip(mixed.chunk(len(plain), dim=1), plain, strict=True)]
 
 
 class Cell(nn.Module):

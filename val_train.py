@@ -32,7 +32,7 @@ DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, at most the film size
 C = {"phantom": 16, "chestxray14": 36}  # channels of the first cell
 LAYERS = {"phantom": 5, "chestxray14": 20}  # cells, at least 4
-EPOCHS = {"phantom": 25, "chestxray14": 500}  # passes over train
+EPOCHS = {"phantom": 20, "chestxray14": 500}  # passes over train
 BATCH_SIZE = {"phantom": 32, "chestxray14": 32}  # films
 
 LR = {"phantom": 0.3, "chestxray14": 0.025}  # SGD's learning rate in the first epoch; towards 0 along a cosine

@@ -46,7 +46,7 @@ def textbook_view(fast, tensor_of):
                 if name == "skip_connect":
                     put_reduce(there, here, half, f"{source}.bns.{name}", rows)
                 elif "pool" in name:
-                    put(f"{there}.1", f"{source}.pool_bn", slice(0, C) if "max" in name else slice(C, 2 * C))
+                    put(f"{there}.1", f"{source}.plain.{name}.1")
                 elif "sep" in name:
                     put(f"{there}.1", f"{here}.first.depthwise", rows)
                     put(f"{there}.2", f"{here}.first.pointwise", rows)

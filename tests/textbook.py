@@ -4,6 +4,7 @@ The project's supernet and architect are checked against this file, so it import
 the obvious way: one module per edge and operation, one call per module, contiguous tensors.
 
     TextbookNetwork     the supernet, MixedOp by MixedOp
+    plain_twin          a derived network or CheXNet without the project's short cuts; for timing
     smooth_twin         any network with softplus for ReLU and average for max pools
     unrolled_gradient   the exact gradient of equation 6, straight through the virtual step: the oracle
     OriginalArchitect   an α step as the reference code drives it, with equation 8; for timing
@@ -192,6 +193,23 @@ def smooth_twin(network):
 
 
 # --- The gradient of α
+
+
+def plain_twin(network):
+    """Changes `network` in place to the plain way: contiguous, each separable convolution as its two convolutions."""
+    for parent in list(network.modules()):
+        for name, module in parent.named_children():
+            if hasattr(module, "depthwise"):
+                kernel, dilation = module.depthwise.kernel_size[0], module.dilation
+                depthwise = nn.Conv2d(
+                    module.C, module.C, kernel, module.stride, dilation * (kernel // 2), dilation, module.C, bias=False
+                )
+                depthwise.weight = module.depthwise.weight
+                setattr(parent, name, nn.Sequential(depthwise, module.pointwise))
+    network.to(memory_format=torch.contiguous_format)
+    entrance = network.stem if hasattr(network, "stem") else network.densenet
+    entrance.register_forward_pre_hook(lambda module, films: (films[0].contiguous(),))  # past the channels-last call
+    return network
 
 
 def virtual_step(w, grad, momentum_buffers, xi, momentum, weight_decay):
