@@ -54,24 +54,20 @@ class Architect:
 
     def second(self, trn, val, xi):
         """Second order (eq. 7): L_val(w', α) and ∇α L_val(w', α) − ξ ∇²α,w L_train(w, α) · v."""
-        w, alpha = self.values()
+        loss, first_term, v, w_grads = self.look_ahead(trn, val, xi)
+        product = self.exact_product(w_grads, v) if self.exact else self.finite_difference_product(v, trn)
+        return loss, [g - xi * p for g, p in zip(first_term, product, strict=True)]
 
-        # w' = w − ξ ∇w L_train(w, α), the step that SGD would make, momentum and weight decay included
-        w_graph = [p.requires_grad_() for p in w]
+    def look_ahead(self, trn, val, xi):
+        """L_val(w', α), ∇α L_val(w', α), v = ∇w' L_val(w', α), and ∇w L_train(w, α) (with its graph if exact)."""
+        w, alpha = self.values()
+        w_graph = [p.detach().requires_grad_() for p in w]
         trn_loss = self.loss(w_graph, alpha if self.exact else [a.detach() for a in alpha], trn)
         w_grads = torch.autograd.grad(trn_loss, w_graph, create_graph=self.exact)
-        w_virtual = self.virtual_step([p.detach() for p in w], [g.detach() for g in w_grads], xi)
-
-        # v = ∇w' L_val(w', α) and the first term, ∇α L_val(w', α)
+        w_virtual = self.virtual_step(w, [g.detach() for g in w_grads], xi)
         val_loss = self.loss([p.requires_grad_() for p in w_virtual], alpha, val)
         gradients = torch.autograd.grad(val_loss, [*w_virtual, *alpha])
-        v, first_term = gradients[: len(w)], gradients[len(w) :]
-
-        if self.exact:  # ∇α ⟨∇w L_train(w, α), v⟩, through the graph of the first backward pass
-            product = torch.autograd.grad(w_grads, alpha, grad_outputs=v)
-        else:
-            product = self.finite_difference_product([p.detach() for p in w], alpha, v, trn)
-        return val_loss.detach(), [g - xi * p for g, p in zip(first_term, product, strict=True)]
+        return val_loss.detach(), gradients[len(w) :], gradients[: len(w)], w_grads
 
     def virtual_step(self, w, w_grads, xi):
         """w' = w − ξ(μ · momentum + ∇w L_train(w, α) + λw): the next SGD step, unclipped."""
@@ -85,11 +81,16 @@ class Architect:
             w_virtual.append(value - xi * direction)
         return w_virtual
 
-    def finite_difference_product(self, w, alpha, v, trn, radius=0.01):
+    def exact_product(self, w_grads, v):
+        """∇²α,w L_train(w, α) · v = ∇α ⟨∇w L_train(w, α), v⟩, through the graph of the first backward pass."""
+        return torch.autograd.grad(w_grads, self.network.arch_parameters(), grad_outputs=v)
+
+    def finite_difference_product(self, v, trn, radius=0.01):
         """∇²α,w L_train(w, α) · v ≈ (∇α L_train(w⁺, α) − ∇α L_train(w⁻, α)) / 2ε, w± = w ± εv (eq. 8).
 
         ε = radius / ‖v‖, with the paper's radius. ε stays a tensor: reading it would halt a GPU.
         """
+        w, alpha = self.values()
         eps = radius / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(v)))
         w_plus = [p + eps * d for p, d in zip(w, v, strict=True)]
         plus = torch.autograd.grad(self.loss(w_plus, alpha, trn), alpha)

@@ -89,7 +89,7 @@ def main(settings):
         network = CheXNet(len(FINDINGS), settings.pretrained and run.saved is None, weights).to(device)
     if settings.start_at_prevalence:
         utils.start_at_prevalence(network.classifier, trn_films.labels)
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=device.type == "cuda")
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, "max", factor=0.1, patience=settings.patience, threshold=0
     )

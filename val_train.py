@@ -103,7 +103,11 @@ def main(settings):
         return
 
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        network.parameters(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=device.type == "cuda",
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     run.track(network=network, optimizer=optimizer, scheduler=scheduler, sampler=sampler, generator=generator)

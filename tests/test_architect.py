@@ -72,14 +72,11 @@ def test_exact_second_order_equals_differentiating_through_the_virtual_step(w_st
 
 def product(architect, radius=None):
     """∇²α,w L_train · v for the v of a virtual step: by differences of radius/‖v‖, or exact without one."""
-    w, alpha = architect.values()
-    w_graph = [p.clone().requires_grad_() for p in w]
-    grads = torch.autograd.grad(architect.loss(w_graph, alpha, TRN), w_graph, create_graph=True)
-    w_virtual = [p.requires_grad_() for p in architect.virtual_step(w, [g.detach() for g in grads], XI)]
-    v = torch.autograd.grad(architect.loss(w_virtual, alpha, VAL), w_virtual)
+    architect.exact = True
+    *_, v, w_grads = architect.look_ahead(TRN, VAL, XI)
     if radius is None:
-        return torch.autograd.grad(grads, alpha, grad_outputs=v)
-    return architect.finite_difference_product(w, alpha, v, TRN, radius)
+        return architect.exact_product(w_grads, v)
+    return architect.finite_difference_product(v, TRN, radius)
 
 
 def test_differences_converge_quadratically_on_the_smooth_twin():

@@ -300,6 +300,20 @@ def test_chexnets_learning_rate_falls_on_a_plateau_and_ends_the_training(small_s
     assert rates == pytest.approx([1e-6] * 3 + [1e-7] * 2)
 
 
+def test_the_bfloat16_path_of_gpus_runs(small_set, tmp_path, monkeypatch):
+    """On the CPU here: the w step and the trainings under autocast; the α step and predictions in float32."""
+    criterion, seen = utils.criterion, []
+    monkeypatch.setattr(utils, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(utils, "criterion", lambda logits, y: seen.append(logits.dtype) or criterion(logits, y))
+    run(search_train, small_set, tmp_path, "--second-order")
+    # Each of 3 steps: L_train, L_val(w'), L_train(w⁺), L_train(w⁻), then L_train of the w step; last, val's loss
+    assert seen == ([torch.float32] * 4 + [torch.bfloat16]) * 3 + [torch.float32]
+    for script in (val_train, chexnet):
+        seen.clear()
+        run(script, small_set, tmp_path, *(["--second-order"] if script is val_train else []))
+        assert seen == [torch.bfloat16] * 3 + [torch.float32]
+
+
 def test_seeds_decide_the_result(small_set, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(search_train, small_set, tmp_path / name, "--seed", seed)
