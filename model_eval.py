@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from genotypes import EDGES_PER_NODE, INPUT_NODES, check_genotype
-from operations import OPS, FactorizedReduce, ReLUConvBN
+from operations import OPS, FactorizedReduce, ReLUConvBN, reduction_cells, stem
 
 
 class Cell(nn.Module):
@@ -43,20 +43,13 @@ class Network(nn.Module):
 
     def __init__(self, C, num_classes, layers, genotype):
         super().__init__()
-        if layers < 4:
-            raise ValueError(f"{layers} cells: the three reduction cells need at least 4")
         check_genotype(genotype)
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 3 * C, 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(3 * C),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )
+        self.stem = stem(C)
         C_pp, C_p = 3 * C, 3 * C
         self.cells = nn.ModuleList()
-        reduction_p = False
+        reductions, reduction_p = reduction_cells(layers), False
         for k in range(layers):
-            reduction = k in (layers // 4, 2 * layers // 4, 3 * layers // 4)
+            reduction = k in reductions
             C = 2 * C if reduction else C
             pairs = genotype.reduce if reduction else genotype.normal
             concat = genotype.reduce_concat if reduction else genotype.normal_concat

@@ -28,6 +28,8 @@ from operations import (
     Separable,
     SepConvs,
     avg_pool_3x3,
+    reduction_cells,
+    stem,
 )
 
 # The rows of α that belong to the edges leaving each node; the last node has none.
@@ -114,19 +116,12 @@ class Network(nn.Module):
 
     def __init__(self, C, num_classes, layers):
         super().__init__()
-        if layers < 4:
-            raise ValueError(f"{layers} cells: the three reduction cells need at least 4")
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 3 * C, 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(3 * C),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )
+        self.stem = stem(C)
         C_pp, C_p = 3 * C, 3 * C
         self.cells = nn.ModuleList()
-        reduction_p = False
+        reductions, reduction_p = reduction_cells(layers), False
         for k in range(layers):
-            reduction = k in (layers // 4, 2 * layers // 4, 3 * layers // 4)
+            reduction = k in reductions
             C = 2 * C if reduction else C
             self.cells.append(Cell(C_pp, C_p, C, reduction, reduction_p))
             C_pp, C_p, reduction_p = C_p, NODES * C, reduction

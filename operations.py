@@ -26,6 +26,19 @@ def avg_pool_3x3(stride):
     return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
 
 
+def stem(C):
+    """The first layers of both networks: films (B, 3, H, W) -> (B, 3·C, H/4, W/4)."""
+    conv = nn.Conv2d(3, 3 * C, 7, stride=2, padding=3, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(3 * C), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+
+
+def reduction_cells(layers):
+    """Which of `layers` cells halve height and width and double the channels. Raises ValueError for too few cells."""
+    if layers < 4:
+        raise ValueError(f"{layers} cells: the three reduction cells need at least 4")
+    return layers // 4, 2 * layers // 4, 3 * layers // 4
+
+
 class Zero(nn.Module):
     """`none`: no connection."""
 
@@ -41,11 +54,7 @@ class ReLUConvBN(nn.Sequential):
     """ReLU, 1×1 convolution, batch normalisation: brings a cell's input to C_out channels."""
 
     def __init__(self, C_in, C_out, affine=True):
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(C_in, C_out, 1, bias=False),
-            nn.BatchNorm2d(C_out, affine=affine),
-        )
+        super().__init__(nn.ReLU(), nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=affine))
 
 
 class Separable(nn.Module):

@@ -177,15 +177,6 @@ def reduce_films(paths, size, file, workers):
     return problems[OSError], problems[ValueError]
 
 
-def leave_out(table, films):
-    """`table` without the rows of these films; ValueError where that empties a split."""
-    table = table[~table["Image Index"].isin(films)]
-    for split in SPLITS:
-        if not (table["split"] == split).any():
-            raise ValueError(f"no film is left for split {split!r}: give --images a folder with more of the films")
-    return table
-
-
 def prepare(images, labels, lists=None, size=SIZE, name=NAME, out=OUT, seed=SEED, skip_bad=False, workers=None):
     """Write the set `out`/`name` and return its counts, or None where a finished set is there already.
 
@@ -211,7 +202,7 @@ def prepare(images, labels, lists=None, size=SIZE, name=NAME, out=OUT, seed=SEED
     missing = [film for film in table["Image Index"] if film not in films]
     if missing and not skip_bad:
         raise ValueError(f"{images} lacks {some(missing)}: add them or leave them out with --skip-bad")
-    table = leave_out(table, missing)
+    table = table[~table["Image Index"].isin(missing)]
 
     Path(out).mkdir(parents=True, exist_ok=True)
     # Everything is written in a folder beside the set's place and moved there once complete. Films go straight
@@ -227,7 +218,9 @@ def prepare(images, labels, lists=None, size=SIZE, name=NAME, out=OUT, seed=SEED
             raise ValueError(
                 f"{images}: {some(broken)} do not decode: download them anew or leave them out with --skip-bad"
             )
-        table = leave_out(table, broken)
+        table = table[~table["Image Index"].isin(broken)]
+        if empty := set(SPLITS) - set(table["split"]):
+            raise ValueError(f"no film is left for split {min(empty)!r}: give --images a folder with more of the films")
         source = {
             "origin": {"films": Path(images).resolve().name, "labels": Path(labels).name, "lists": lists is not None},
             "citation": CITATION,

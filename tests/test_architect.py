@@ -55,14 +55,7 @@ def momentum_of(architect):
 def test_exact_second_order_equals_differentiating_through_the_virtual_step(w_steps):
     architect = setup(w_steps=w_steps, exact=True)
     reference = textbook.unrolled_gradient(
-        architect.network,
-        criterion,
-        TRN,
-        VAL,
-        XI,
-        momentum_of(architect),
-        MOMENTUM,
-        WEIGHT_DECAY,
+        architect.network, criterion, TRN, VAL, XI, momentum_of(architect), MOMENTUM, WEIGHT_DECAY
     )
     gradient = architect.second(TRN, VAL, XI)[1]
     assert distance(gradient, reference) < 1e-9

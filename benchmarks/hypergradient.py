@@ -1,0 +1,128 @@
+"""How good is DARTS' finite-difference product? Equation 8 against differentiating twice, on phantom films.
+
+    python -m benchmarks.hypergradient            2 CPU cores: about @@ minutes
+
+For a fresh and for a partly trained supernet, and for their smooth twins (softplus for ReLU, average for max pools),
+it prints, against the exact product in float64 at the same weights, batches and ξ:
+
+- the product ∇²α,w L_train(w, α) · v by differences of ε = radius / ‖v‖: cosine and relative error;
+- the whole gradient ∇α L_val(w', α) − ξ · product: the relative error of first order, of the paper's radius 0.01, and
+  of the exact product in the lower precisions;
+- the size of the second-order term, ‖ξ · product‖ / ‖∇α L_val(w', α)‖.
+
+bfloat16 is autocast over float32 weights, as on a GPU.
+"""
+
+import argparse
+import copy
+import platform
+from datetime import date
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits as criterion
+
+import utils
+from architect import Architect
+from dataset import FINDINGS, Films, Sampler, open_set
+from model_search import Network
+from tests.textbook import smooth_twin
+
+RADII = [10.0**-k for k in range(1, 9)]
+W_LR = 0.1  # SGD's learning rate, also ξ; the phantom's
+STEPS = 124  # search steps before the second comparison: two epochs
+PRECISIONS = ("float64", "float32", "bfloat16")
+
+
+def make_architect(network):
+    w_optimizer = torch.optim.SGD(network.weight_parameters(), lr=W_LR, momentum=0.9, weight_decay=3e-4)
+    alpha_optimizer = torch.optim.Adam(network.arch_parameters(), 6e-3, (0.5, 0.999), weight_decay=1e-3)
+    return Architect(network, criterion, w_optimizer, alpha_optimizer, second_order=False, exact=True)
+
+
+def search(architect, trn_sampler, val_sampler, steps):
+    """`steps` first-order search steps, which fill the momentum, too."""
+    network = architect.network
+    for _ in range(steps):
+        trn, val = trn_sampler.next(), val_sampler.next()
+        architect.step(trn, val)
+        loss = criterion(network(trn[0]), trn[1])
+        architect.w_optimizer.zero_grad()
+        loss.backward(inputs=network.weight_parameters())
+        torch.nn.utils.clip_grad_norm_(network.weight_parameters(), 5.0)
+        architect.w_optimizer.step()
+
+
+def convert(architect, dtype, smooth):
+    """The same point of the search in another precision, optionally of the smooth twin."""
+    network = copy.deepcopy(architect.network).to(dtype)
+    other = make_architect(smooth_twin(network) if smooth else network)
+    for p, q in zip(architect.network.weight_parameters(), network.weight_parameters(), strict=True):
+        if p in architect.w_optimizer.state:
+            other.w_optimizer.state[q]["momentum_buffer"] = architect.w_optimizer.state[p]["momentum_buffer"].to(dtype)
+    return other
+
+
+def flat(tensors):
+    return torch.cat([t.detach().double().flatten() for t in tensors])
+
+
+def error(a, reference):
+    return ((a - reference).norm() / reference.norm()).item()
+
+
+def compare(architect, trn, val, smooth):
+    """Print the figures at one point of the search."""
+
+    def row(precision, product, what):
+        cosine = torch.cosine_similarity(product, reference, dim=0)
+        errors = f"{error(product, reference):.1e} | {error(first_term - W_LR * product, whole):.1e}"
+        print(f"| {precision} | {what} | {cosine:.4f} | {errors} |", flush=True)
+
+    for precision in PRECISIONS:
+        dtype = torch.float64 if precision == "float64" else torch.float32
+        at = convert(architect, dtype, smooth)
+        batches = [(films.to(dtype), labels.to(dtype)) for films, labels in (trn, val)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            _, first_term, v, w_grads = at.look_ahead(*batches, W_LR)
+            first_term, exact = flat(first_term), flat(at.exact_product(w_grads, v))
+            first_order = flat(at.first(batches[1])[1])
+            if precision == "float64":
+                reference, whole = exact, first_term - W_LR * exact
+                print(f"second-order term: {W_LR * exact.norm() / first_term.norm():.2f} of ∇α L_val(w', α)\n")
+                print("| precision | product | cosine | error of the product | error of the whole gradient |")
+                print("|---|---|---:|---:|---:|")
+            print(f"| {precision} | none: first order | – | – | {error(first_order, whole):.1e} |")
+            row(precision, exact, "exact")
+            for radius in RADII:
+                mark = ", the paper's" if radius == 0.01 else ""
+                row(precision, flat(at.finite_difference_product(v, batches[0], radius)), f"{radius:.0e}/‖v‖{mark}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Compares the products of the second order on phantom films.")
+    parser.add_argument("--data", default="data", help="folder of the prepared sets")
+    parser.add_argument("--dataset", default="phantom", help="the set")
+    parser.add_argument("--tiny", action="store_true", help="the smallest setting")
+    options = parser.parse_args()
+    C, layers, crop, films, steps = (4, 4, 32, 8, 2) if options.tiny else (8, 5, 64, 32, STEPS)
+    device = torch.device("cpu")
+    generator = utils.seed_everything(0, device)
+    data = open_set(options.data, options.dataset)
+    trn_sampler, val_sampler = (Sampler(Films(data, s, crop, device), films, generator) for s in ("train", "val"))
+    network = Network(C, len(FINDINGS), layers)
+    utils.start_at_prevalence(network.classifier, trn_sampler.films.labels)
+    print(
+        f"{platform.machine()}, torch {torch.__version__}, {date.today()}; {data.name}, C {C}, {layers} cells,", end=" "
+    )
+    print(f"{crop} px, batch {films}, ξ = {W_LR}")
+    architect = make_architect(network)
+    trn, val = trn_sampler.next(), val_sampler.next()
+    for count, name in ((0, "fresh"), (steps, f"after {steps} steps")):
+        search(architect, trn_sampler, val_sampler, count)
+        for smooth in (False, True):
+            print(f"\n### {name}, {'smooth twin' if smooth else 'ReLU'}\n")
+            compare(architect, trn, val, smooth)
+
+
+if __name__ == "__main__":
+    main()
