@@ -1,6 +1,6 @@
 """How good is DARTS' finite-difference product? Equation 8 against differentiating twice, on phantom films.
 
-    python -m benchmarks.hypergradient            2 CPU cores: about @@ minutes
+    python -m benchmarks.hypergradient            10 minutes on one busy CPU core
 
 For a fresh and for a partly trained supernet, and for their smooth twins (softplus for ReLU, average for max pools),
 it prints, against the exact product in float64 at the same weights, batches and ξ:
