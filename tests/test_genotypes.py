@@ -22,8 +22,6 @@ from genotypes import (
     save_genotype,
 )
 
-CONCAT = [2, 3, 4, 5]
-
 
 def alphas(fill=0.0, **cells):
     """An α tensor from {"e3_sep_conv_3x3": value}: edge number and operation."""
