@@ -14,8 +14,6 @@ Legend: B films; C channels of this cell, C_p of the previous, C_pp of the one b
 stacked as E·C channels, edge by edge; "weights" of an edge are softmax(α), shape (E, operations).
 """
 
-from functools import reduce
-
 import torch
 from torch import nn
 
@@ -30,15 +28,11 @@ from operations import (
     avg_pool_3x3,
     reduction_cells,
     stem,
+    total,
 )
 
 # The rows of α that belong to the edges leaving each node; the last node has none.
 EDGES_FROM = [[e for e, (i, _) in enumerate(EDGES) if i == n] for n in range(INPUT_NODES + NODES - 1)]
-
-
-def total(tensors):
-    """Their sum; the builtin would start from 0, a pass over memory more."""
-    return reduce(torch.add, tensors)
 
 
 class MixedEdges(nn.Module):

@@ -8,9 +8,10 @@ import model_search
 from architect import Architect
 from genotypes import EDGES, PRIMITIVES
 from model_search import EDGES_FROM
+from operations import SeparableConv
 from tests import textbook
 
-SIZES = [(4, 5, 32), (20, 4, 32), (36, 4, 64)]  # C, cells, pixels: every branch of operations.Separable
+SIZES = [(4, 5, 32), (20, 4, 32), (36, 4, 96)]  # C, cells, pixels: every branch of operations.Separable
 CLASSES = 3
 TOLERANCE = 1e-9  # ‖difference‖ / ‖reference‖ in float64
 
@@ -126,6 +127,32 @@ def test_second_order_gradients_equal_the_textbook(C, layers, pixels, exact):
         gradients.append(architect.second(batch(pixels), batch(pixels, seed=2), xi=0.025)[1])
     for ours, reference in zip(*gradients, strict=True):
         assert distance(ours, reference) < TOLERANCE
+
+
+@pytest.mark.parametrize("pixels", [2, 3, 4, 7, 8])
+@pytest.mark.parametrize(
+    ("size", "stride", "dilation"), [(3, 1, 1), (5, 1, 1), (3, 1, 2), (5, 1, 2), (3, 2, 1), (5, 2, 1)]
+)
+@pytest.mark.parametrize("E", [1, 3])
+def test_gradients_of_separable_convolutions_equal_the_librarys_twice(E, size, stride, dilation, pixels):
+    pixels += pixels % stride  # maps that are halved are even
+    generator = torch.Generator().manual_seed(size)
+    C = 4
+    x, taps, pointwise = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, C, pixels, pixels), (E * C, 1, size, size), (E * C, C, 1, 1))
+    )
+    inputs = x, taps, pointwise
+    between = F.conv2d(x.repeat(1, E, 1, 1), taps, None, stride, dilation * (size // 2), dilation, groups=E * C)
+    plain = F.conv2d(between, pointwise, groups=E)
+    ours = SeparableConv.apply(*inputs, stride, dilation)
+    assert distance(ours, plain) < TOLERANCE
+    gradients = [torch.autograd.grad(y, inputs, y.detach() + 1, create_graph=True) for y in (ours, plain)]
+    for first, second in zip(*gradients, strict=True):
+        assert distance(first, second) < TOLERANCE
+    twice = [torch.autograd.grad(sum(g.square().sum() for g in some), inputs) for some in gradients]
+    for first, second in zip(*twice, strict=True):
+        assert distance(first, second) < TOLERANCE
 
 
 def test_reference_recipe_has_the_published_number_of_weights():
