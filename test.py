@@ -28,6 +28,9 @@ DATA = "data"  # folder of the prepared sets
 OUT = "."  # weights are read from below it, results written below it
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 BATCH_SIZE = 64  # films
+RESAMPLES = 2000  # of patients, for the intervals
+SEED = 0  # of the resamples
+MIN_PATIENTS = 10  # with a finding, for an interval of its AUC
 
 
 def load_network(path):
@@ -109,33 +112,102 @@ def write_predictions(path, names, probabilities):
     pd.DataFrame({"Image Index": names} | columns).to_csv(path, index=False, lineterminator="\n")
 
 
-def auc_table(labels, probabilities, costs):
-    """The table as a data frame: a row per finding, then the average, the costs and the difference to the baseline.
+def draw_patients(patients, resamples, seed):
+    """How often each film is drawn, (resamples, N): whole patients, as many as there are, with replacement."""
+    _, patient_of_film = np.unique(patients, return_inverse=True)
+    number = patient_of_film.max() + 1
+    drawn = torch.randint(number, (resamples, number), generator=torch.Generator().manual_seed(seed)).numpy()
+    times = np.stack([np.bincount(row, minlength=number) for row in drawn])
+    return times[:, patient_of_film].astype(float)
 
-    labels (N, findings); probabilities {name: (N, findings)}; costs {name: (parameters, multiply-adds)}. The average
-    runs over the findings that have a positive and a negative film, the same for every column.
+
+def weighted_auc(positive, scores, weights):
+    """The AUC of one finding in each resample, (resamples,); NaN where a class is missing.
+
+    positive (N,) bool; scores (N,); weights (resamples, N): how often a film counts. The AUC is the share of pairs of a
+    positive and a negative film in which the positive one has the higher score; a tie counts half.
     """
-    table = pd.DataFrame({name: utils.auc_per_finding(labels, p) for name, p in probabilities.items()}, FINDINGS)
-    average = table.apply(utils.mean_auc)
-    table.loc["Average"] = average
-    table.loc["Parameters (M)"] = {name: costs.get(name, (math.nan,))[0] / 1e6 for name in table}
-    table.loc["Multiply-adds (G)"] = {name: costs[name][1] / 1e9 if name in costs else math.nan for name in table}
-    table.loc["Average − CheXNet"] = average - average["chexnet"]
-    return table
+    order = np.argsort(scores)
+    positive, scores, weights = positive[order], scores[order], weights[:, order]
+    negatives = np.pad(np.cumsum(weights * ~positive, axis=1), ((0, 0), (1, 0)))  # column n: among the n lowest
+    lower, not_higher = (np.searchsorted(scores, scores[positive], side) for side in ("left", "right"))
+    wins = (negatives[:, lower] + negatives[:, not_higher]) / 2
+    positives = weights[:, positive]
+    with np.errstate(invalid="ignore"):
+        return (positives * wins).sum(axis=1) / (positives.sum(axis=1) * negatives[:, -1])
 
 
-def format_table(table, positives, title):
-    """The table in Markdown; `positives`: {finding: positive films}."""
-    scored = int(table.loc[list(FINDINGS)].notna().all(axis=1).sum())
-    lines = [f"**{title}**", "", "| finding | positive films | " + " | ".join(table.columns) + " |"]
-    lines += ["|---|---:|" + "---:|" * len(table.columns)]
-    for row, values in table.iterrows():
-        form = {"Parameters (M)": "{:.2f}", "Average − CheXNet": "{:+.3f}"}.get(row, "{:.3f}")
-        absent = "n/a" if row in FINDINGS else "–"
-        cells = [absent if math.isnan(value) else form.format(value) for value in values]
-        label = f"Average of {scored}" if row == "Average" else row
-        lines.append(f"| {label} | {positives.get(row, '')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def interval(resampled):
+    """95 % percentile interval of the resamples that are not NaN; NaN if there is none."""
+    known = resampled[~np.isnan(resampled)]
+    return np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
+
+
+def auc_table(labels, patients, probabilities, resamples, seed):
+    """The scores as a data frame, the findings in the average, and {finding: resamples left out for it}.
+
+    labels (N, findings); patients (N,); probabilities {name: (N, findings)}, one of them chexnet's. Rows: the findings
+    and Average. Columns: for each name `name`, `name_low`, `name_high`, and but for chexnet the same of
+    `name_minus_chexnet`; all from the same resamples. A resample without a positive or a negative film of a finding is
+    left out for it. The average runs over the findings that at least 99 % of the resamples can score, in every column;
+    a finding with fewer than MIN_PATIENTS positive patients has no interval (NaN).
+    """
+    positive, weights = labels == 1, draw_patients(patients, resamples, seed)
+    one_sided = (weights @ positive == 0) | (weights @ ~positive == 0)
+    averaged = one_sided.mean(axis=0) <= 0.01
+    few = [len(np.unique(patients[column])) < MIN_PATIENTS for column in positive.T]
+
+    values, resampled = {}, {}
+    for name, p in probabilities.items():
+        each = np.stack([weighted_auc(*pair, weights) for pair in zip(positive.T, p.T, strict=True)], axis=1)
+        resampled[name] = np.column_stack([each, each[:, averaged].mean(axis=1)])
+        each = utils.auc_per_finding(labels, p)
+        values[name] = np.append(each, utils.mean_auc(each[averaged]))
+    for name in [name for name in probabilities if name != "chexnet"]:
+        for scores in (values, resampled):
+            scores[f"{name}_minus_chexnet"] = scores[name] - scores["chexnet"]
+
+    table = pd.DataFrame(index=[*FINDINGS, "Average"])
+    for name, value in values.items():
+        limits = np.array([interval(column) for column in resampled[name].T])
+        limits[:-1][few] = math.nan
+        table[name], table[f"{name}_low"], table[f"{name}_high"] = value, *limits.T
+    left_out = dict(zip(FINDINGS, one_sided.sum(axis=0).tolist(), strict=True))
+    return table, [f for f, scored in zip(FINDINGS, averaged, strict=True) if scored], left_out
+
+
+def format_table(table, names, positives, averaged, left_out, title, resamples):
+    """The table in Markdown; positives {finding: positive films}; a NaN among the costs is a dash."""
+
+    def cell(row, column, form="{:.3f}"):
+        value, low, high = table.loc[row, [column, f"{column}_low", f"{column}_high"]]
+        if math.isnan(value):
+            return "n/a"
+        limits = "\\*" if math.isnan(low) else f" [{form}, {form}]".format(low, high)
+        return form.format(value) + limits
+
+    def line(label, films, cells):
+        return f"| {label} | {films} | " + " | ".join(cells) + " |"
+
+    lines = [f"**{title}**", "", line("finding", "positive films", names), "|---|---:|" + "---:|" * len(names)]
+    lines += [line(finding, positives[finding], [cell(finding, name) for name in names]) for finding in FINDINGS]
+    lines.append(line(f"Average of {len(averaged)}", "", [cell("Average", name) for name in names]))
+    gaps = ["" if name == "chexnet" else cell("Average", f"{name}_minus_chexnet", "{:+.3f}") for name in names]
+    lines.append(line("Average − CheXNet", "", gaps))
+    for label, form in (("Parameters (M)", "{:.2f}"), ("Multiply-adds (G)", "{:.3f}")):
+        costs = table.loc[label, names]
+        lines.append(line(label, "", ["–" if math.isnan(cost) else form.format(cost) for cost in costs]))
+
+    notes = [f"In brackets: 95 % intervals, percentile bootstrap of {resamples} resamples of patients."]
+    if any(math.isnan(low) and not math.isnan(value) for value, low in table[["chexnet", "chexnet_low"]].to_numpy()):
+        notes.append(f"\\*: fewer than {MIN_PATIENTS} patients with the finding, no interval.")
+    if any(left_out.values()):
+        counts = ", ".join(f"{finding} {count}" for finding, count in left_out.items() if count)
+        notes.append(f"Resamples left out, for want of a positive or a negative film: {counts}.")
+    if set(FINDINGS) - set(averaged):
+        notes.append(f"The average is over {', '.join(averaged)}.")
+    notes.append("Multiply-adds: convolutions and linear layers, one film.")
+    return "\n".join([*lines, "", *notes]) + "\n"
 
 
 def main(settings):
@@ -160,16 +232,19 @@ def main(settings):
                 print(f"{path}: {ignored} films that are not in the test split are ignored")
 
     for name, (network, _) in networks.items():
-        costs[name] = sum(p.numel() for p in network.parameters()), multiply_adds(network, crop)
+        parameters = sum(p.numel() for p in network.parameters())
+        costs[name] = {"Parameters (M)": parameters / 1e6, "Multiply-adds (G)": multiply_adds(network, crop) / 1e9}
         probabilities[name], _ = utils.predict(network.to(device), films, settings.batch_size)
     others = [name for name in probabilities if name not in networks]
     probabilities = {name: probabilities[name] for name in [*networks, *others]}
 
     labels = films.labels.cpu().numpy()
-    table = auc_table(labels, probabilities, costs)
+    patients = data.table["Patient ID"].to_numpy()[data.rows("test")]
+    table, averaged, left_out = auc_table(labels, patients, probabilities, settings.resamples, settings.seed)
     title = f"AUC on the test split of {data.name}: {len(films)} films, {data.notice}"
     positives = dict(zip(FINDINGS, labels.sum(axis=0).astype(int).tolist(), strict=True))
-    text = format_table(table, positives, title)
+    table = pd.concat([table, pd.DataFrame(costs).reindex(columns=table.columns)])
+    text = format_table(table, list(probabilities), positives, averaged, left_out, title, settings.resamples)
 
     results = Path(settings.out) / "results"
     results.mkdir(parents=True, exist_ok=True)
