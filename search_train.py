@@ -16,7 +16,7 @@ from tqdm import tqdm
 import utils
 from architect import Architect
 from dataset import FINDINGS, Films, Sampler, open_set
-from genotypes import format_genotype, save_genotype
+from genotypes import diagnostics, format_genotype, save_genotype
 from model_search import Network
 from runs import Run
 
@@ -100,7 +100,8 @@ def main(settings):
     if progress["epoch"] == 0:
         weights = sum(p.numel() for p in network.weight_parameters())
         run.log(f"{order} order, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
-        run.log(f"supernet: {weights / 1e6:.2f} M weights\nepoch   lr of w   train loss   α's val loss   val AUC")
+        run.log(f"supernet: {weights / 1e6:.2f} M weights")
+        run.log("epoch   lr of w   train loss   α's val loss   val AUC   entropy   skips+pools")
 
     while progress["epoch"] < settings.epochs:
         epoch = progress["epoch"] + 1
@@ -111,17 +112,19 @@ def main(settings):
         scheduler.step()
         auc, val_loss = utils.evaluate(network, val_films, settings.batch_size)
 
-        genotype = network.genotype()
+        genotype, state = network.genotype(), diagnostics(*network.arch_parameters())
         save_genotype(run.folder / "genotype_last.txt", genotype)
         better = auc > progress["best_auc"]
         if better:
             save_genotype(run.folder / "genotype.txt", genotype)
             progress["best_auc"] = auc
         progress["epoch"] = epoch
-        mark = "  best so far" if better else ""
-        run.log(f"{epoch:5}   {lr:7.4f}   {trn_loss:10.4f}   {alpha_loss:12.4f}   {auc:7.3f}{mark}")
+        scores = f"{epoch:5}   {lr:7.4f}   {trn_loss:10.4f}   {alpha_loss:12.4f}   {auc:7.3f}"
+        collapse = f"{state['entropy_normal']:7.3f}   {state['skips']:5} + {state['pools']:<3}"
+        run.log(f"{scores}   {collapse}{'  best so far' if better else ''}")
         row = {"epoch": epoch, "lr": lr, "train_loss": trn_loss, "alpha_loss": alpha_loss, "val_loss": val_loss}
         alphas = {"normal": network.alphas_normal.tolist(), "reduce": network.alphas_reduce.tolist()}
+        row |= {"generalisation_gap": val_loss - trn_loss} | state
         run.end_epoch(row | {"val_auc": auc, "genotype": format_genotype(genotype), "alphas": alphas}, progress)
 
     run.log(f"{(run.folder / 'genotype.txt').read_text().strip()}\n{run.seconds() / 60:.1f} minutes")

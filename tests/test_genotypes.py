@@ -1,7 +1,9 @@
 """Genotypes: derivation as in the paper, reading as data, writing, checking."""
 
 import contextlib
+import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,7 @@ from genotypes import (
     PUBLISHED,
     check_genotype,
     derive,
+    diagnostics,
     format_genotype,
     load_genotype,
     parse_genotype,
@@ -138,3 +141,15 @@ def test_any_text_is_read_as_data_or_refused(text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"genotype\.txt: cannot be read"):
         load_genotype(tmp_path / "genotype.txt")
+
+
+def test_diagnostics_are_the_entropy_and_the_kinds_of_kept_edges():
+    alphas = torch.zeros(2, len(EDGES), len(PRIMITIVES), dtype=torch.float64)
+    assert diagnostics(*alphas)["entropy_normal"] == pytest.approx(math.log(len(PRIMITIVES)))
+    alphas[0, :, PRIMITIVES.index("skip_connect")] = 50  # every edge decided
+    alphas[1, :, PRIMITIVES.index("max_pool_3x3")] = 1
+    state = diagnostics(*alphas)
+    weights = np.array([math.e, *[1] * 7]) / (math.e + 7)
+    assert state["entropy_reduce"] == pytest.approx(-(weights * np.log(weights)).sum())
+    assert state["entropy_normal"] == pytest.approx(0, abs=1e-9)
+    assert (state["skips"], state["pools"]) == (8, 8)
