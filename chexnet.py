@@ -3,7 +3,7 @@
     python chexnet.py
 
 Reads   data/<set>/, and for PRETRAINED weights/densenet121-a639ec97.pth, else torchvision's download
-Writes  weights/chexnet_net.pth, and weights/chexnet/ with log.txt, metrics.jsonl, settings.json, checkpoint.pt
+Writes  weights/chexnet_net.pth, and weights/chexnet/ with log.txt, metrics.jsonl, settings.json, checkpoint.pt, picture
 """
 
 import re
@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.models import DenseNet121_Weights, densenet121
 
 import utils
+import visualize
 from dataset import FINDINGS, Films, Sampler, open_set
 from runs import TRAINING_HEADER, Run
 
@@ -108,6 +109,7 @@ def main(settings):
         scheduler.step(auc)
         run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc, progress)
     run.finish_training(progress)
+    visualize.draw_run(run.folder)
 
 
 if __name__ == "__main__":

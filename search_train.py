@@ -5,7 +5,7 @@
 
 Reads   data/<set>/
 Writes  search_first_order/ or search_second_order/: genotype.txt (the epoch with the best val AUC),
-        genotype_last.txt (the last epoch), log.txt, metrics.jsonl, settings.json, checkpoint.pt
+        genotype_last.txt (the last epoch), log.txt, metrics.jsonl, settings.json, checkpoint.pt, pictures
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 import utils
+import visualize
 from architect import Architect
 from dataset import FINDINGS, Films, Sampler, open_set
 from genotypes import diagnostics, format_genotype, save_genotype
@@ -129,6 +130,7 @@ def main(settings):
 
     run.log(f"{(run.folder / 'genotype.txt').read_text().strip()}\n{run.seconds() / 60:.1f} minutes")
     run.finish(progress)
+    visualize.draw_run(run.folder)
 
 
 def search_epoch(network, architect, w_optimizer, trn_sampler, val_sampler, settings, title):

@@ -4,7 +4,7 @@
     python test.py --predictions OTHER=FILE.csv         and another model, from its predictions
 
 Reads   data/<set>/, weights/*_net.pth
-Writes  results/auc.md, results/auc.csv, results/predictions_<network>.csv
+Writes  results/auc.md, auc.csv, predictions_<network>.csv; pictures: roc.png, auc.png, films.png, activation_*.png
 """
 
 import math
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model_eval
 import utils
+import visualize
 from chexnet import CheXNet
 from dataset import FINDINGS, Films, open_set
 from genotypes import parse_genotype
@@ -210,6 +211,26 @@ def format_table(table, names, positives, averaged, left_out, title, resamples):
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
+def draw(folder, table, films, labels, probabilities, networks):
+    """ROC curves, the table as dots, and for each finding a film that has it, with what two networks made of it."""
+    visualize.draw_roc(folder / "roc.png", labels, probabilities, FINDINGS)
+    rows = [*FINDINGS, "Average"]
+    scores = {name: table.loc[rows, [name, f"{name}_low", f"{name}_high"]].to_numpy() for name in probabilities}
+    visualize.draw_auc(folder / "auc.png", scores, rows)
+
+    shown = [k for k in range(len(FINDINGS)) if labels[:, k].any()]
+    index = torch.tensor([int(labels[:, k].argmax()) for k in shown])  # the first film with the finding
+    batch, _ = films.eval_batch(index.to(films.labels.device))
+    grey = (255 * (batch * films.std + films.mean))[:, 0].round().byte().cpu().numpy()
+    found = ["|".join(f for f, label in zip(FINDINGS, labels[i], strict=True) if label) for i in index.tolist()]
+    visualize.draw_films(folder / "films.png", grey, found)
+    for name in (next(iter(networks)), "chexnet"):
+        maps = visualize.class_activation(networks[name][0], batch)[torch.arange(len(shown)), shown]
+        visualize.draw_activation(
+            folder / f"activation_{name}.png", grey, maps.cpu().numpy(), [FINDINGS[k] for k in shown]
+        )
+
+
 def main(settings):
     device = utils.select_device(settings.device)
     order = "second" if settings.second_order else "first"
@@ -253,7 +274,8 @@ def main(settings):
     for name in networks:
         write_predictions(results / f"predictions_{name}.csv", films.names, probabilities[name])
     print(text)
-    print(f"also in {results / 'auc.md'} and {results / 'auc.csv'}; predictions beside them")
+    draw(results, table, films, labels, probabilities, networks)
+    print(f"also in {results / 'auc.md'} and {results / 'auc.csv'}; predictions and pictures beside them")
 
 
 if __name__ == "__main__":

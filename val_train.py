@@ -5,7 +5,7 @@
     python val_train.py --genotype DARTS_V2    a published cell by name, a genotype file, or "random"
 
 Reads   data/<set>/, search_first_order/genotype.txt or search_second_order/genotype.txt
-Writes  weights/<name>_net.pth, and weights/<name>/ with log.txt, metrics.jsonl, settings.json, checkpoint.pt
+Writes  weights/<name>_net.pth, and weights/<name>/ with log.txt, metrics.jsonl, settings.json, checkpoint.pt, picture
         where <name> is first_order, second_order, random_<seed>, or the published cell's or the file's name
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import utils
+import visualize
 from dataset import FINDINGS, Films, Sampler, open_set
 from genotypes import PUBLISHED, format_genotype, load_genotype, random_genotype
 from model_eval import Network
@@ -129,6 +130,7 @@ def main(settings):
         auc, val_loss = utils.evaluate(network, val_films, settings.batch_size)
         run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc, progress)
     run.finish_training(progress)
+    visualize.draw_run(run.folder)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """The benchmarks at their smallest: they run, and print every row they promise."""
 
+import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks import hypergradient, speed
-from tests.test_scripts import ROOT
+import utils
+from benchmarks import compare, hypergradient, speed
+from tests.test_scripts import NETWORK, ROOT, SMALL
 
 
 def test_speed_prints_every_row(capsys, monkeypatch):
@@ -46,3 +50,37 @@ def test_hypergradient_prints_every_precision_and_radius(capsys, monkeypatch, sm
     fresh_smooth = text.split("### fresh, smooth twin")[1].split("###")[0]
     (row,) = [line for line in fresh_smooth.splitlines() if line.startswith("| float64 | 1e-04")]
     assert float(row.split("|")[4]) < 1e-4
+
+
+def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_set, capsys, monkeypatch):
+    def run_here(options, script, *arguments):  # as compare.run, without starting a process
+        common = ["--dataset", options.dataset, "--data", options.data]
+        module = importlib.import_module(script.removesuffix(".py"))
+        module.main(utils.parse_settings(ROOT / script, list(map(str, [*common, *arguments]))))
+
+    monkeypatch.setattr(compare, "run", run_here)
+    small = " ".join(SMALL[2:])
+    networks = " ".join([small, *NETWORK])
+    options = ["--seeds", "3", "--random", "2", "--dataset", "small", "--data", str(small_set), "--out", str(tmp_path)]
+    options += ["--search", networks, "--train", networks, "--chexnet", small]
+    compare.main(options)
+    trained = pd.read_csv(tmp_path / "compare.csv", index_col="name")
+    names = ["first_order", "second_order", "second_order_exact", "random_0", "random_1", "chexnet"]
+    assert sorted(trained.index) == sorted(names)
+    table = pd.read_csv(tmp_path / "seed_3" / "results" / "auc.csv", index_col="finding")
+    for name in names:
+        assert trained.loc[name, "auc"] == table.loc["Average", name]
+    mean, deviation = trained["auc"][["random_0", "random_1"]].agg(["mean", "std"])
+    assert f"| random | 2 | {mean:.3f} ± {deviation:.3f} | – |" in (tmp_path / "compare.md").read_text()
+    settings = json.loads((tmp_path / "seed_3/exact/search_second_order/settings.json").read_text())
+    assert settings["settings"]["exact_product"] and (tmp_path / "compare.png").exists()
+
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_net.pth")}
+    compare.main(options)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_net.pth")} == weights
+
+
+def test_compare_ends_where_a_script_fails(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.compare", "--dataset", "none", "--data", tmp_path, "--out", tmp_path]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and "search_train.py failed, see above" in result.stderr.splitlines()[-1]

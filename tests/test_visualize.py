@@ -1,0 +1,178 @@
+"""The pictures: nothing overlaps in a drawn cell, class activations add up, every picture shows something."""
+
+import json
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+import visualize
+from chexnet import CheXNet
+from dataset import FINDINGS
+from genotypes import EDGES, PRIMITIVES, format_genotype, random_genotype, save_genotype
+from model_eval import Network
+
+EPOCHS = 3
+
+
+def search_rows():
+    """Rows of a search's metrics.jsonl, with α drawn at random."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for epoch in range(1, EPOCHS + 1):
+        alphas = {kind: rng.normal(size=(len(EDGES), len(PRIMITIVES))).tolist() for kind in ("normal", "reduce")}
+        genotype = format_genotype(random_genotype(epoch))
+        losses = {"train_loss": 0.3, "alpha_loss": 0.31, "val_loss": 0.32 / epoch}
+        rows.append({"epoch": epoch, **losses, "val_auc": 0.5 + epoch / 10, "alphas": alphas, "genotype": genotype})
+    return rows
+
+
+def write_rows(folder, rows):
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def check_picture(path):
+    with Image.open(path) as image:
+        assert min(image.size) >= 300 and max(image.size) <= 3000, image.size
+        grey = np.asarray(image.convert("L"), float)
+    assert grey.std() > 5, "blank"
+    assert not list(path.parent.glob("*.part"))
+
+
+# --- Cells
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_covers_a_label_of_a_cell(seed):
+    genotype = random_genotype(seed)
+    figure = visualize.cells_figure(genotype)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()  # places the labels' boxes
+    (axes,) = figure.axes
+    texts = [text for text in axes.texts if text.get_gid() == "label"]
+    labels = [text.get_bbox_patch().get_window_extent(renderer) for text in texts]
+    nodes = [patch.get_window_extent(renderer) for patch in axes.patches if patch.get_gid() == "node"]
+    titles = [text.get_window_extent(renderer) for text in axes.texts if "cell" in text.get_text()]
+    operations = [op for op, _ in genotype.normal + genotype.reduce]
+    words = [op.replace("_", " ").replace("3x3", "3×3").replace("5x5", "5×5") for op in operations]
+    assert sorted(text.get_text() for text in texts) == sorted(words)
+    assert len(nodes) == 2 * (2 + 4 + 1) and len(titles) == 2
+    for k, box in enumerate(labels):
+        assert not any(box.overlaps(other) for other in labels[k + 1 :] + nodes + titles)
+        assert box.x0 > 0 and box.y0 > 0 and box.x1 < figure.bbox.x1 and box.y1 < figure.bbox.y1
+
+    edges = [axes.transData.transform(p.get_path().vertices) for p in axes.patches if p.get_gid() is None]
+    lines = edges + [axes.transData.transform(line.get_xydata()) for line in axes.lines]
+    pieces = [(*np.sort(pair, axis=0), k) for k, line in enumerate(lines) for pair in pairwise(line)]
+    pieces = [piece for piece in pieces if (piece[1] - piece[0]).min() < 1]  # without the arrows' heads
+    for box in labels:  # its own edge alone runs through it
+        assert len({k for low, high, k in pieces if (low < box.max).all() and (high > box.min).all()}) == 1
+    for low, high, k in pieces:  # edges of different nodes may cross, not lie on each other
+        for other_low, other_high, m in pieces:
+            shared = np.minimum(high, other_high) - np.maximum(low, other_low)
+            foreign = max(k, m) < len(edges) and np.abs(edges[k][0] - edges[m][0]).max() > 1
+            assert not (foreign and shared.min() > -1 and shared.max() > 1)
+
+
+def test_gif_has_a_frame_of_the_same_size_per_epoch(tmp_path):
+    visualize.draw_cells_over_epochs(tmp_path / "cells.gif", [random_genotype(1)] * EPOCHS)  # the number changes
+    with Image.open(tmp_path / "cells.gif") as image:
+        assert image.n_frames == EPOCHS
+    check_picture(tmp_path / "cells.gif")
+
+
+# --- Class activation
+
+
+@pytest.mark.parametrize("name", ["derived", "chexnet"])
+def test_mean_of_a_class_activation_is_the_logit_without_the_bias(name):
+    torch.manual_seed(0)
+    network = CheXNet(len(FINDINGS)) if name == "chexnet" else Network(4, len(FINDINGS), 4, random_genotype(0))
+    network = network.double().train()
+    torch.nn.init.normal_(network.classifier.bias)
+    films = torch.randn(2, 3, 128, 128, dtype=torch.float64)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    maps = visualize.class_activation(network, films)
+    assert network.training and not maps.requires_grad
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())  # BatchNorm's, too
+    assert maps.shape == (2, len(FINDINGS), 4, 4)
+    with torch.no_grad():
+        logits = network.eval()(films)
+    torch.testing.assert_close(maps.mean(dim=(2, 3)), logits - network.classifier.bias, rtol=1e-5, atol=1e-12)
+    assert len(network._forward_hooks) == 0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+# --- Numbers in the curves
+
+
+def test_entropy_of_equal_and_of_decided_weights():
+    alphas = np.zeros((2, len(PRIMITIVES)))
+    alphas[1, 3] = 1e4  # one operation has all the weight
+    weights, entropy = visualize.edge_weights(alphas)
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+    np.testing.assert_allclose(entropy, [np.log(8), 0], atol=1e-12)
+    _, halves = visualize.edge_weights([[0.0, 0, *[-1e4] * 6]])
+    np.testing.assert_allclose(halves, [np.log(2)])
+
+
+# --- Every picture
+
+
+@pytest.mark.filterwarnings("error")  # such as scikit-learn's for one class
+def test_results_films_and_summary(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (60, len(FINDINGS)))
+    labels[:, 0] = 0  # no positive film: n/a
+    scores = {name: rng.random(labels.shape) + labels * 0.3 for name in ("first_order", "chexnet")}
+    visualize.draw_roc(tmp_path / "roc.png", labels, scores, FINDINGS)
+    middle = rng.uniform(0.6, 0.9, len(FINDINGS) + 1)
+    middle[0] = np.nan
+    table = {name: np.stack([middle, middle - 0.02, middle + 0.03], axis=1) for name in scores}
+    visualize.draw_auc(tmp_path / "auc.png", table, [*FINDINGS, "Average"])
+    films = rng.integers(0, 256, (7, 64, 64), dtype=np.uint8)
+    texts = ["No Finding"] * 6 + ["|".join(FINDINGS)]
+    visualize.draw_films(tmp_path / "films.png", films, texts)
+    visualize.draw_activation(tmp_path / "activation.png", films, rng.normal(size=(7, 2, 2)), texts)
+    monkeypatch.setattr(sys, "argv", ["visualize.py", "--summary", str(tmp_path / "Summary.png")])
+    visualize.main()
+    for name in ("roc", "auc", "films", "activation", "Summary"):
+        check_picture(tmp_path / f"{name}.png")
+    with Image.open(tmp_path / "activation.png") as image:
+        assert np.ptp(np.asarray(image.convert("RGB"), int), axis=2).max() > 20  # the map is coloured, films are grey
+
+
+# --- A run folder
+
+
+def test_pictures_of_a_search_and_of_a_training(tmp_path):
+    search = write_rows(tmp_path / "search", search_rows())
+    save_genotype(search / "genotype.txt", random_genotype(2))
+    paths = visualize.draw_run(search)
+    assert {path.name for path in paths} == {"cells.png", "cells.gif", "alphas.png", "search.png"}
+    rows = [{key: row[key] for key in ("epoch", "train_loss", "val_loss", "val_auc")} for row in search_rows()]
+    paths += visualize.draw_run(write_rows(tmp_path / "training", rows))
+    assert paths[-1] == tmp_path / "training" / "training.png" and len(paths) == 5
+    for path in paths:
+        check_picture(path)
+    with Image.open(search / "cells.gif") as image:
+        assert image.n_frames == EPOCHS
+
+
+def test_a_folder_that_is_no_run_gets_one_line(tmp_path, monkeypatch, one_line):
+    monkeypatch.setattr(sys, "argv", ["visualize.py", str(tmp_path)])
+    assert "metrics.jsonl: cannot be read" in one_line(visualize.main)
+    rows = search_rows()
+    write_rows(tmp_path, rows)
+    assert "genotype.txt: cannot be read" in one_line(visualize.main)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + '\n{"epoch": 2, "tr')
+    assert "metrics.jsonl, line 2: not JSON" in one_line(visualize.main)
+    for text in ("", "3\n", '{"epoch": 1}\n'):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        assert "no epoch, or one without" in one_line(visualize.main)
