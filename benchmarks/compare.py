@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import visualize
 
+import visualize
 from genotypes import random_genotype, save_genotype
 
 ROOT = Path(__file__).resolve().parents[1]
