@@ -200,7 +200,10 @@ def format_table(table, names, positives, averaged, left_out, title, resamples):
         lines.append(line(label, "", ["–" if math.isnan(cost) else form.format(cost) for cost in costs]))
 
     notes = [f"In brackets: 95 % intervals, percentile bootstrap of {resamples} resamples of patients."]
-    if any(math.isnan(low) and not math.isnan(value) for value, low in table[["chexnet", "chexnet_low"]].to_numpy()):
+    if any(
+        math.isnan(low) and not math.isnan(value)
+        for value, low in table.loc[list(FINDINGS), ["chexnet", "chexnet_low"]].to_numpy()
+    ):
         notes.append(f"\\*: fewer than {MIN_PATIENTS} patients with the finding, no interval.")
     if any(left_out.values()):
         counts = ", ".join(f"{finding} {count}" for finding, count in left_out.items() if count)

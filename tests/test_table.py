@@ -59,6 +59,9 @@ def test_intervals_are_percentiles_and_differences_are_taken_within_a_resample()
         resampled = np.column_stack([resampled, resampled.mean(axis=1)])
         for end, percent in (("low", 2.5), ("high", 97.5)):
             assert np.allclose(table[f"{name}_{end}"], np.percentile(resampled, percent, axis=0), rtol=0, atol=1e-12)
+    table.loc["Parameters (M)", "chexnet"], table.loc["Multiply-adds (G)", "chexnet"] = 7.0, 2.0
+    positives = dict.fromkeys(FINDINGS, 40)
+    assert "fewer than" not in table_script.format_table(table, list(scores), positives, averaged, left_out, "", 200)
     narrow = table["a_minus_chexnet_high"] - table["a_minus_chexnet_low"]
     assert narrow["Average"] < narrow[list(FINDINGS)].min()
 
