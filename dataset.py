@@ -235,13 +235,17 @@ class Films:
 
     def eval_batch(self, index):
         """index: a slice or (B,) -> films (B, 3, crop, crop), labels (B, findings)."""
+        return self.normalise(self.whole(index)), self.labels[index]
+
+    def whole(self, index):
+        """index: a slice or (B,) -> the films reduced to the crop size, grey values 0..255 (B, crop, crop)."""
         b = self.border
         films = self.films[index]
         films = films[:, b : films.shape[1] - b, b : films.shape[2] - b].float()
         if films.shape[1:] != (self.crop, self.crop):
             size = (self.crop, self.crop)
             films = F.interpolate(films[:, None], size, mode="bilinear", antialias=True)[:, 0]
-        return self.normalise(films), self.labels[index]
+        return films
 
     def normalise(self, films):
         """Grey values 0..255 (B, H, W) -> three equal channels, each with ImageNet's mean and deviation."""

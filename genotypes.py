@@ -64,16 +64,21 @@ def derive(alphas_normal, alphas_reduce):
     return Genotype(cell(alphas_normal), concat, cell(alphas_reduce), list(concat))
 
 
+def edge_entropy(alphas):
+    """Entropy of softmax(α) in nats: α (…, edges, operations), a tensor, -> (…, edges), at most ln 8 = 2.08."""
+    log_weights = alphas.log_softmax(dim=-1)
+    return -(log_weights.exp() * log_weights).sum(dim=-1)
+
+
 def diagnostics(alphas_normal, alphas_reduce):
     """How a search stands, and whether it collapses: plain numbers, one dict.
 
-    entropy_*: of softmax(α), mean over the edges, in nats: ln 8 = 2.08 where nothing is decided, 0 where all is.
+    entropy_*: mean of `edge_entropy`: ln 8 = 2.08 where nothing is decided, 0 where all is.
     skips, pools: of the 16 edges that both derived cells keep together.
     """
     state = {}
     for kind, alphas in (("normal", alphas_normal), ("reduce", alphas_reduce)):
-        log_weights = alphas.detach().double().log_softmax(dim=-1)
-        state[f"entropy_{kind}"] = -(log_weights.exp() * log_weights).sum(dim=-1).mean().item()
+        state[f"entropy_{kind}"] = edge_entropy(alphas.detach().double()).mean().item()
     genotype = derive(alphas_normal, alphas_reduce)
     kept = [op for op, _ in genotype.normal + genotype.reduce]
     return state | {"skips": kept.count("skip_connect"), "pools": sum(op.endswith("pool_3x3") for op in kept)}

@@ -200,10 +200,7 @@ def format_table(table, names, positives, averaged, left_out, title, resamples):
         lines.append(line(label, "", ["–" if math.isnan(cost) else form.format(cost) for cost in costs]))
 
     notes = [f"In brackets: 95 % intervals, percentile bootstrap of {resamples} resamples of patients."]
-    if any(
-        math.isnan(low) and not math.isnan(value)
-        for value, low in table.loc[list(FINDINGS), ["chexnet", "chexnet_low"]].to_numpy()
-    ):
+    if any("\\*" in text for text in lines):
         notes.append(f"\\*: fewer than {MIN_PATIENTS} patients with the finding, no interval.")
     if any(left_out.values()):
         counts = ", ".join(f"{finding} {count}" for finding, count in left_out.items() if count)
@@ -223,8 +220,8 @@ def draw(folder, table, films, labels, probabilities, networks):
 
     shown = [k for k in range(len(FINDINGS)) if labels[:, k].any()]
     index = torch.tensor([int(labels[:, k].argmax()) for k in shown])  # the first film with the finding
-    batch, _ = films.eval_batch(index.to(films.labels.device))
-    grey = (255 * (batch * films.std + films.mean))[:, 0].round().byte().cpu().numpy()
+    grey = films.whole(index.to(films.labels.device))
+    batch, grey = films.normalise(grey), grey.round().byte().cpu().numpy()
     found = ["|".join(f for f, label in zip(FINDINGS, labels[i], strict=True) if label) for i in index.tolist()]
     visualize.draw_films(folder / "films.png", grey, found)
     for name in (next(iter(networks)), "chexnet"):

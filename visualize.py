@@ -22,7 +22,17 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from sklearn.metrics import auc, roc_curve
 
-from genotypes import EDGES, EDGES_PER_NODE, INPUT_NODES, NODES, PRIMITIVES, PUBLISHED, load_genotype, parse_genotype
+from genotypes import (
+    EDGES,
+    EDGES_PER_NODE,
+    INPUT_NODES,
+    NODES,
+    PRIMITIVES,
+    PUBLISHED,
+    edge_entropy,
+    load_genotype,
+    parse_genotype,
+)
 
 COLOURS = ("#00204d", "#c8553d", "#3b8bc4", "#8a8678", "#d9a400", "#5b2a86", "#58a55c", "#1b1b1b")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 2)))
@@ -129,9 +139,9 @@ def draw_cells_over_epochs(path, genotypes):
 
 
 def edge_weights(alphas):
-    """α (…, edges, operations) -> softmax(α), same shape, and its entropy in nats, (…, edges), at most ln 8."""
-    weights = torch.tensor(alphas, dtype=torch.float64).softmax(dim=-1)
-    return weights.numpy(), torch.special.entr(weights).sum(dim=-1).numpy()
+    """α (…, edges, operations) -> softmax(α), same shape, and its entropy in nats, (…, edges)."""
+    alphas = torch.tensor(alphas, dtype=torch.float64)
+    return alphas.softmax(dim=-1).numpy(), edge_entropy(alphas).numpy()
 
 
 def draw_alphas(path, normal, reduce):
