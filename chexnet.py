@@ -16,7 +16,9 @@ from torchvision.models import DenseNet121_Weights, densenet121
 import utils
 import visualize
 from dataset import FINDINGS, Films, Sampler, open_set
+from ranks import Ranks
 from runs import TRAINING_HEADER, Run
+from settings import guarded, one_line_errors, parse_settings
 
 DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
@@ -36,6 +38,8 @@ PATIENCE = 1  # epochs without a better val AUC that are borne; the next divides
 LR_STOP = 1e-7  # training ends when the learning rate falls below
 START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
 LOG_EVERY = 10  # steps between readings of the loss
+CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
+DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (README says what it costs)
 
 
 class CheXNet(nn.Module):
@@ -74,43 +78,46 @@ def imagenet_weights(folder):
 
 
 def main(settings):
-    device = utils.select_device(settings.device)
-    generator = utils.seed_everything(settings.seed, device)
-    with utils.one_line_errors():
-        data = open_set(settings.data, settings.dataset)
+    ranks = Ranks(utils.select_device(settings.device))
+    device = ranks.device
+    generator = utils.seed_everything(settings.seed, device, settings.deterministic)
+    with one_line_errors():
+        with ranks.first_rank_first():  # who makes the phantom if it is not there
+            data = open_set(settings.data, settings.dataset)
         trn_films = Films(data, "train", settings.crop, device)
         val_films = Films(data, "val", settings.crop, device)
-        sampler = Sampler(trn_films, settings.batch_size, generator)
+        sampler = Sampler(trn_films, settings.batch_size, generator, ranks.part(settings.batch_size))
     weights = Path(settings.out) / "weights"
-    run = Run(weights / "chexnet", settings, device, {"checksum": data.checksum}, product=weights / "chexnet_net.pth")
+    run = Run(weights / "chexnet", settings, ranks, {"checksum": data.checksum}, product=weights / "chexnet_net.pth")
     if run.finished:
         return
 
-    with utils.one_line_errors():  # a continued run has its weights in the checkpoint
-        network = CheXNet(len(FINDINGS), settings.pretrained and run.saved is None, weights).to(device)
+    with one_line_errors(), ranks.first_rank_first():  # who downloads; a continued run has its weights saved
+        network = CheXNet(len(FINDINGS), settings.pretrained and run.new, weights).to(device)
     if settings.start_at_prevalence:
         utils.start_at_prevalence(network.classifier, trn_films.labels)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=device.type == "cuda")
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, "max", factor=0.1, patience=settings.patience, threshold=0
     )
-    run.track(network=network, optimizer=optimizer, scheduler=scheduler, sampler=sampler, generator=generator)
-    progress = run.restore({"epoch": 0, "best_auc": -1.0})
-    if progress["epoch"] == 0:
+    losses = utils.Losses(sampler)
+    run.track(losses, network=network, optimizer=optimizer, scheduler=scheduler, sampler=sampler, generator=generator)
+    progress = run.restore()
+    if run.new:
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         run.log(f"CheXNet, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
         run.log(f"DenseNet-121: {millions:.2f} M parameters\n{TRAINING_HEADER}")
 
     while progress["epoch"] < settings.epochs and optimizer.param_groups[0]["lr"] >= settings.lr_stop:
         lr = optimizer.param_groups[0]["lr"]
-        title = f"epoch {progress['epoch'] + 1}"
-        trn_loss = utils.train_epoch(network, network, sampler, optimizer, None, settings.log_every, title)
-        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size)
+        trn_loss = utils.train_epoch(network, network, sampler, losses, optimizer, None, run)
+        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size, run)
         scheduler.step(auc)
-        run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc, progress)
-    run.finish_training(progress)
-    visualize.draw_run(run.folder)
+        run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc)
+    run.finish_training()
+    if ranks.rank == 0:
+        visualize.draw_run(run.folder)
 
 
 if __name__ == "__main__":
-    main(utils.parse_settings(__file__))
+    guarded(main, parse_settings(__file__))

@@ -219,8 +219,11 @@ class Films:
     def __len__(self):
         return len(self.films)
 
-    def train_batch(self, index, generator):
-        """index (B,) on the device -> films (B, 3, crop, crop), labels (B, findings)."""
+    def train_batch(self, index, generator, part=slice(None)):
+        """index (B,) on the device -> films (B, 3, crop, crop), labels (B, findings); or of that `part` of them.
+
+        Crops and flips are drawn for the whole batch, whatever the part.
+        """
         B, device = len(index), self.films.device
         _, height, width = self.films.shape
 
@@ -230,7 +233,8 @@ class Films:
         steps = torch.arange(self.crop, device=device)
         rows = draw(height - self.crop + 1) + steps  # (B, crop)
         columns = draw(width - self.crop + 1) + torch.where(draw(2) == 1, steps.flip(0), steps)
-        films = self.films[index.view(B, 1, 1), rows.view(B, -1, 1), columns.view(B, 1, -1)]
+        index, rows, columns = index[part], rows[part], columns[part]
+        films = self.films[index[:, None, None], rows[:, :, None], columns[:, None, :]]
         return self.normalise(films.float()), self.labels[index]
 
     def eval_batch(self, index):
@@ -254,12 +258,15 @@ class Films:
 
 
 class Sampler:
-    """Endless batches of indices: shuffled anew for each pass, the incomplete last batch dropped."""
+    """Endless batches of films: shuffled anew for each pass, the incomplete last batch dropped.
 
-    def __init__(self, films, batch_size, generator):
+    part: the slice of each batch that is made here; `index` (batch_size,) are all films of the last one.
+    """
+
+    def __init__(self, films, batch_size, generator, part=slice(None)):
         if not 0 < batch_size <= len(films):
             raise ValueError(f"batch size {batch_size} must be 1 to {len(films)}, the films of {films.split}")
-        self.films, self.batch_size, self.generator = films, batch_size, generator
+        self.films, self.batch_size, self.generator, self.part = films, batch_size, generator, part
         self.order, self.position = None, 0  # of the current pass
 
     def __len__(self):
@@ -274,7 +281,8 @@ class Sampler:
             self.position = 0
         start = self.position * self.batch_size
         self.position += 1
-        return self.films.train_batch(self.order[start : start + self.batch_size], self.generator)
+        self.index = self.order[start : start + self.batch_size]
+        return self.films.train_batch(self.index, self.generator, self.part)
 
     def state_dict(self):
         return {"order": self.order, "position": self.position}

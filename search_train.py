@@ -11,7 +11,6 @@ Writes  search_first_order/ or search_second_order/: genotype.txt (the epoch wit
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import utils
 import visualize
@@ -19,7 +18,9 @@ from architect import Architect
 from dataset import FINDINGS, Films, Sampler, open_set
 from genotypes import diagnostics, format_genotype, save_genotype
 from model_search import Network
+from ranks import Ranks
 from runs import Run
+from settings import fail, guarded, one_line_errors, parse_settings
 
 SECOND_ORDER = False  # False: first order, ξ = 0; True: second order, ξ = the learning rate of w
 EXACT_PRODUCT = False  # second order only; False: the paper's finite differences (eq. 8); True: differentiate twice
@@ -47,25 +48,30 @@ ALPHA_BETA1 = 0.5  # Adam's first β; the second is 0.999
 ALPHA_WEIGHT_DECAY = 1e-3  # of α
 START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
 LOG_EVERY = 10  # steps between readings of the loss
+CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
+DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (README says what it costs)
 
 
 def main(settings):
-    device = utils.select_device(settings.device)
-    generator = utils.seed_everything(settings.seed, device)
+    ranks = Ranks(utils.select_device(settings.device))
+    device = ranks.device
+    generator = utils.seed_everything(settings.seed, device, settings.deterministic)
     order = "second" if settings.second_order else "first"
     if settings.exact_product and not settings.second_order:
-        utils.fail("--exact-product is a way to compute the second order: pass --second-order, too")
-    with utils.one_line_errors():
-        data = open_set(settings.data, settings.dataset)
+        fail("--exact-product is a way to compute the second order: pass --second-order, too")
+    with one_line_errors():
+        with ranks.first_rank_first():  # who makes the phantom if it is not there
+            data = open_set(settings.data, settings.dataset)
         trn_films = Films(data, "train", settings.crop, device)
         val_films = Films(data, "val", settings.crop, device)
-        trn_sampler = Sampler(trn_films, settings.batch_size, generator)
-        val_sampler = Sampler(val_films, settings.batch_size, generator)
+        part = ranks.part(settings.batch_size)
+        trn_sampler = Sampler(trn_films, settings.batch_size, generator, part)
+        val_sampler = Sampler(val_films, settings.batch_size, generator, part)
         network = Network(settings.c, len(FINDINGS), settings.layers).to(device)
     if settings.start_at_prevalence:
         utils.start_at_prevalence(network.classifier, trn_films.labels)
 
-    run = Run(Path(settings.out) / f"search_{order}_order", settings, device, {"checksum": data.checksum})
+    run = Run(Path(settings.out) / f"search_{order}_order", settings, ranks, {"checksum": data.checksum})
     if run.finished:
         return
 
@@ -86,9 +92,17 @@ def main(settings):
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(w_optimizer, settings.epochs, settings.w_lr_min)
     architect = Architect(
-        network, utils.criterion, w_optimizer, alpha_optimizer, settings.second_order, settings.exact_product
+        network,
+        utils.criterion,
+        w_optimizer,
+        alpha_optimizer,
+        settings.second_order,
+        settings.exact_product,
+        ranks.average,
     )
+    losses = utils.Losses(trn_sampler, val_sampler)
     run.track(
+        losses,
         network=network,
         w_optimizer=w_optimizer,
         alpha_optimizer=alpha_optimizer,
@@ -97,8 +111,8 @@ def main(settings):
         val_sampler=val_sampler,
         generator=generator,
     )
-    progress = run.restore({"epoch": 0, "best_auc": -1.0})
-    if progress["epoch"] == 0:
+    progress = run.restore()
+    if run.new:
         weights = sum(p.numel() for p in network.weight_parameters())
         run.log(f"{order} order, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
         run.log(f"supernet: {weights / 1e6:.2f} M weights")
@@ -108,55 +122,49 @@ def main(settings):
         epoch = progress["epoch"] + 1
         lr = scheduler.get_last_lr()[0]
         trn_loss, alpha_loss = search_epoch(
-            network, architect, w_optimizer, trn_sampler, val_sampler, settings, f"epoch {epoch}"
+            network, architect, w_optimizer, trn_sampler, val_sampler, losses, settings.w_clip, run
         )
+        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size, run)
         scheduler.step()
-        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size)
 
         genotype, state = network.genotype(), diagnostics(*network.arch_parameters())
-        save_genotype(run.folder / "genotype_last.txt", genotype)
         better = auc > progress["best_auc"]
-        if better:
+        if ranks.rank == 0:
+            save_genotype(run.folder / "genotype_last.txt", genotype)
+        if ranks.rank == 0 and better:
             save_genotype(run.folder / "genotype.txt", genotype)
-            progress["best_auc"] = auc
-        progress["epoch"] = epoch
+        progress |= {"epoch": epoch, "best_auc": max(auc, progress["best_auc"])}
         scores = f"{epoch:5}   {lr:7.4f}   {trn_loss:10.4f}   {alpha_loss:12.4f}   {auc:7.3f}"
         collapse = f"{state['entropy_normal']:7.3f}   {state['skips']:5} + {state['pools']:<3}"
         run.log(f"{scores}   {collapse}{'  best so far' if better else ''}")
         row = {"epoch": epoch, "lr": lr, "train_loss": trn_loss, "alpha_loss": alpha_loss, "val_loss": val_loss}
         alphas = {"normal": network.alphas_normal.tolist(), "reduce": network.alphas_reduce.tolist()}
         row |= {"generalisation_gap": val_loss - trn_loss} | state
-        run.end_epoch(row | {"val_auc": auc, "genotype": format_genotype(genotype), "alphas": alphas}, progress)
+        run.end_epoch(row | {"val_auc": auc, "genotype": format_genotype(genotype), "alphas": alphas})
 
     run.log(f"{(run.folder / 'genotype.txt').read_text().strip()}\n{run.seconds() / 60:.1f} minutes")
-    run.finish(progress)
-    visualize.draw_run(run.folder)
+    run.finish()
+    if ranks.rank == 0:
+        visualize.draw_run(run.folder)
 
 
-def search_epoch(network, architect, w_optimizer, trn_sampler, val_sampler, settings, title):
-    """One pass over train: an α step and a w step per batch (Algorithm 1). Returns both mean losses."""
+def search_epoch(network, architect, w_optimizer, trn_sampler, val_sampler, losses, clip, run):
+    """What is left of a pass over train: an α step and a w step per batch (Algorithm 1). Returns both mean losses."""
     network.train()
-    trn_losses, alpha_losses = (utils.Losses(network.alphas_normal.device) for _ in range(2))
-    bar = tqdm(range(len(trn_sampler)), title, leave=False, mininterval=1)
-    for step in bar:
+    for _ in run.steps(len(trn_sampler)):
         trn, val = trn_sampler.next(), val_sampler.next()
 
         # 1. α step, in float32: the second-order term is a small difference
-        alpha_losses.add(architect.step(trn, val))
+        alpha_loss = architect.step(trn, val)
 
         # 2. w step: ∇w L_train(w, α)
         films, labels = trn
         with utils.autocast(films.device):
             loss = utils.criterion(network(films), labels)
-        w_optimizer.zero_grad()
-        loss.backward(inputs=network.weight_parameters())
-        torch.nn.utils.clip_grad_norm_(network.weight_parameters(), settings.w_clip)
-        w_optimizer.step()
-        trn_losses.add(loss)
-        if step % settings.log_every == 0:
-            bar.set_postfix(loss=f"{trn_losses.mean():.4f}")
-    return trn_losses.mean(), alpha_losses.mean()
+        trn_loss = utils.descend(loss, network.weight_parameters(), w_optimizer, clip, run.ranks.average)
+        losses.add(trn_loss, alpha_loss)
+    return losses.means()
 
 
 if __name__ == "__main__":
-    main(utils.parse_settings(__file__))
+    guarded(main, parse_settings(__file__))

@@ -21,6 +21,7 @@ import visualize
 from chexnet import CheXNet
 from dataset import FINDINGS, Films, open_set
 from genotypes import parse_genotype
+from settings import guarded, one_line_errors, parse_settings
 
 SECOND_ORDER = False  # which order's network must be there: False: first order, True: second order
 PREDICTIONS = []  # NAME=FILE.csv: another model's column, from `Image Index` and one `prob_<finding>` per finding
@@ -37,7 +38,7 @@ MIN_PATIENTS = 10  # with a finding, for an interval of its AUC
 def load_network(path):
     """The network in a weights file, and the file's plain data. Raises ValueError."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = utils.load(path)
         settings, genotype = saved["settings"], saved["settings"].get("genotype")
         if genotype is None:
             network = CheXNet(len(FINDINGS))
@@ -234,7 +235,7 @@ def draw(folder, table, films, labels, probabilities, networks):
 def main(settings):
     device = utils.select_device(settings.device)
     order = "second" if settings.second_order else "first"
-    with utils.one_line_errors():
+    with one_line_errors():
         data = open_set(settings.data, settings.dataset)
         networks = find_networks(Path(settings.out) / "weights", order, data)
         # Every network was trained at the same crop of this set, or its score would not be comparable.
@@ -279,4 +280,4 @@ def main(settings):
 
 
 if __name__ == "__main__":
-    main(utils.parse_settings(__file__))
+    guarded(main, parse_settings(__file__))

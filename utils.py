@@ -1,89 +1,16 @@
-"""What the scripts share: settings from their constants, devices, one training epoch, prediction, AUC."""
+"""What the scripts share: devices and seeds, losses, one training epoch, prediction, AUC, files."""
 
-import argparse
-import ast
-import contextlib
+import io
 import math
-import sys
-import tokenize
-from pathlib import Path
-from types import SimpleNamespace
+import os
+import zipfile
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
-from tqdm import tqdm
 
-# --- Settings and errors
-
-
-def fail(message):
-    """End the script with one line on stderr and status 2: the input is at fault, not the code."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-@contextlib.contextmanager
-def one_line_errors():
-    """Turn the ValueError by which a module refuses a file or a setting into that one line."""
-    try:
-        yield
-    except ValueError as error:
-        fail(error)
-
-
-def read_constants(script):
-    """The UPPER_CASE constants of a script with the comment behind each: [(name, value, comment)].
-
-    Read from the source as data, since the comments are the options' help.
-    """
-    with tokenize.open(script) as file:
-        source = file.read()
-    tokens = tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__)
-    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    constants = []
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
-            name = node.targets[0].id
-            try:
-                constants.append((name, ast.literal_eval(node.value), comments.get(node.lineno, "")))
-            except ValueError:
-                fail(f"{script}, line {node.lineno}: {name} must be a plain value, not an expression")
-    return constants
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        fail(f"{self.prog}: {message} (see --help)")
-
-
-def parse_settings(script, argv=None):
-    """The settings of a script: its constants, each changed by the option of its name, in lower case.
-
-    A dict holds one value per prepared set: the chosen set's counts, the phantom's for a set without one, and the
-    option replaces it.
-    """
-    constants = read_constants(script)
-    title = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8"))).split("\n")[0]
-    parser = _Parser(Path(script).name, description=title, allow_abbrev=False)
-    for name, value, comment in constants:
-        example = value["phantom"] if isinstance(value, dict) else value
-        option = {"help": f"{comment} [{value}]".replace("%", "%%"), "default": argparse.SUPPRESS}
-        if isinstance(example, bool):
-            option["action"] = argparse.BooleanOptionalAction
-        elif isinstance(example, list):
-            option["action"] = "append"
-        else:
-            option["type"] = float if isinstance(example, float) else type(example)
-            option["metavar"] = type(example).__name__.upper()
-        parser.add_argument("--" + name.lower().replace("_", "-"), **option)
-
-    settings = {name.lower(): value for name, value, _ in constants} | vars(parser.parse_args(argv))
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            settings[name] = value.get(settings["dataset"], value["phantom"])
-    return SimpleNamespace(**settings)
+from settings import fail
 
 
 def select_device(name):
@@ -99,9 +26,12 @@ def select_device(name):
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
 
 
-def seed_everything(seed, device):
+def seed_everything(seed, device, deterministic=False):
     """Seed the initial weights (torch's own generator) and return the one generator of all other draws."""
     torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for it
+    torch.use_deterministic_algorithms(deterministic)
     return torch.Generator(device).manual_seed(seed)
 
 
@@ -126,61 +56,96 @@ def start_at_prevalence(classifier, labels):
 
 
 class Losses:
-    """Mean of the losses of an epoch, summed on the device; reading it makes the device wait, so it is rare."""
+    """Means of an epoch's losses, summed on the device; reading them makes it wait, so it is rare.
 
-    def __init__(self, device):
-        self.sum, self.steps = torch.zeros((), device=device), 0
+    One loss for each sampler. A loss that is not finite ends the run when it is read: its step and films are named.
+    """
 
-    def add(self, loss):
-        self.sum += loss.detach()
-        self.steps += 1
+    def __init__(self, *samplers):
+        self.samplers, self.epoch = samplers, 0
+        self.reset()
 
-    def mean(self):
-        """The mean so far, a number; a loss that is not finite ends the run."""
-        mean = self.sum.item() / max(self.steps, 1)
-        if not math.isfinite(mean):
-            raise SystemExit(f"error: the loss is no longer finite after {self.steps} steps of this epoch")
-        return mean
+    def reset(self):
+        """Begin the next epoch."""
+        self.epoch, self.steps, self.recent = self.epoch + 1, 0, []
+        self.sums = torch.zeros(len(self.samplers), device=self.samplers[0].films.labels.device)
+
+    def add(self, *losses):
+        """The losses of the batches that the samplers drew last."""
+        losses = torch.stack([loss.detach() for loss in losses])
+        self.sums, self.steps = self.sums + losses, self.steps + 1
+        self.recent.append((losses, [sampler.index for sampler in self.samplers]))
+
+    def means(self):
+        """The means so far, numbers."""
+        for step, (losses, indices) in enumerate(self.recent, self.steps - len(self.recent) + 1):
+            for loss, sampler, index in zip(losses.tolist(), self.samplers, indices, strict=True):
+                if not math.isfinite(loss):
+                    films = ", ".join(sampler.films.names[index.cpu().numpy()])
+                    where = f"epoch {self.epoch}, step {step}: the loss on {sampler.films.split} is {loss}"
+                    raise SystemExit(f"error: {where}; lower the learning rate, or look at its films: {films}")
+        self.recent = []
+        return (self.sums / max(self.steps, 1)).tolist()
+
+    def state_dict(self):
+        return {"sums": self.sums, "steps": self.steps, "epoch": self.epoch}
+
+    def load_state_dict(self, state):
+        self.sums = state["sums"].to(self.sums.device)
+        self.steps, self.epoch = state["steps"], state["epoch"]
 
 
-def train_epoch(forward, network, sampler, optimizer, clip, log_every, title):
-    """One pass over the sampler: forward(films) -> logits; `clip`: largest gradient norm or None. Returns the loss."""
+def descend(loss, weights, optimizer, clip, average):
+    """One step of `optimizer` along −∇w loss; clip: largest norm of the gradient, or None. Returns the loss.
+
+    average: makes the mean over the ranks of the loss and the gradient, see `ranks.Ranks.average`.
+    """
+    optimizer.zero_grad()
+    loss.backward(inputs=weights)
+    loss, *gradients = average([loss.detach(), *(w.grad for w in weights)])
+    for w, gradient in zip(weights, gradients, strict=True):
+        w.grad = gradient
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(weights, clip)
+    optimizer.step()
+    return loss
+
+
+def train_epoch(forward, network, sampler, losses, optimizer, clip, run):
+    """What is left of a pass over the sampler: forward(films) -> logits; `clip` as for `descend`. Returns the loss."""
     network.train()
-    losses = Losses(sampler.films.labels.device)
-    bar = tqdm(range(len(sampler)), title, leave=False, mininterval=1)
-    for step in bar:
+    weights = list(network.parameters())
+    for _ in run.steps(len(sampler)):
         films, labels = sampler.next()
         with autocast(films.device):
             loss = criterion(forward(films), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
-        optimizer.step()
-        losses.add(loss)
-        if step % log_every == 0:
-            bar.set_postfix(loss=f"{losses.mean():.4f}")
-    return losses.mean()
+        losses.add(descend(loss, weights, optimizer, clip, run.ranks.average))
+    return losses.means()[0]
 
 
 @torch.inference_mode()
-def predict(network, films, batch_size):
-    """Probabilities (N, findings) float64 of all films of a split, in order, and the mean loss."""
+def predict(network, films, batch_size, run=None):
+    """Probabilities (N, findings) float64 of all films of a split, in order, and the mean loss.
+
+    run: during a run; its ranks share the batches, and it may be stopped between two of them.
+    """
     network.eval()
-    logits = []
-    for start in range(0, len(films), batch_size):
-        batch, _ = films.eval_batch(slice(start, start + batch_size))
-        logits.append(network(batch))
-    logits = torch.cat(logits)
+    batches = [slice(start, start + batch_size) for start in range(0, len(films), batch_size)]
+    logits = torch.zeros_like(films.labels)
+    for batch in batches if run is None else run.share(batches, network):
+        logits[batch] = network(films.eval_batch(batch)[0])
+    if run is not None:
+        run.ranks.sum(logits)
     loss = criterion(logits, films.labels).item()
     if not math.isfinite(loss):
-        raise SystemExit(f"error: the loss on {films.split} is no longer finite")
+        bad = films.names[~logits.isfinite().all(1).cpu().numpy()]
+        raise SystemExit(f"error: the loss on {films.split} is {loss}, first for {bad[0]}: lower the learning rate")
     return logits.cpu().double().sigmoid().numpy(), loss
 
 
-def evaluate(network, films, batch_size):
-    """The mean AUC over the findings, and the mean loss, of all films of a split."""
-    probabilities, loss = predict(network, films, batch_size)
+def evaluate(network, films, batch_size, run):
+    """The mean AUC over the findings, and the mean loss, of all films of a split, during a run."""
+    probabilities, loss = predict(network, films, batch_size, run)
     return mean_auc(auc_per_finding(films.labels.cpu(), probabilities)), loss
 
 
@@ -198,3 +163,36 @@ def mean_auc(auc):
     """Mean over the findings that have one; NaN if none has."""
     scored = [value for value in auc if not math.isnan(value)]
     return float(np.mean(scored)) if scored else math.nan
+
+
+# --- Files
+
+
+def write_atomically(path, content, before=None):
+    """Write bytes beside `path`, and rename: no one meets half a file. An old file becomes `before`, if given."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # of a full disk, which does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    if before is not None and path.exists():
+        path.replace(before)
+    partial.replace(path)
+
+
+def dump(state):
+    """`state` as torch.save writes it."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def load(path):
+    """What torch.save wrote: plain tensors and plain Python. Raises where a byte is wrong, as torch.load does not."""
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise ValueError(f"{damaged} in it is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -18,7 +18,9 @@ import visualize
 from dataset import FINDINGS, Films, Sampler, open_set
 from genotypes import PUBLISHED, format_genotype, load_genotype, random_genotype
 from model_eval import Network
+from ranks import Ranks
 from runs import TRAINING_HEADER, Run, read_run
+from settings import guarded, one_line_errors, parse_settings
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
 GENOTYPE = ""  # another cell instead: a file, "random" (drawn with SEED), or a name in genotypes.PUBLISHED
@@ -43,6 +45,8 @@ CLIP = 5.0  # largest norm of the gradient
 DROP_PATH = {"phantom": 0.0, "chestxray14": 0.2}  # probability, growing linearly over the epochs from 0 towards this
 START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
 LOG_EVERY = 10  # steps between readings of the loss
+CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
+DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (README says what it costs)
 
 
 def choose_genotype(settings):
@@ -83,23 +87,26 @@ def check_search(settings, checksum):
 
 
 def main(settings):
-    device = utils.select_device(settings.device)
-    generator = utils.seed_everything(settings.seed, device)
-    with utils.one_line_errors():
+    ranks = Ranks(utils.select_device(settings.device))
+    device = ranks.device
+    generator = utils.seed_everything(settings.seed, device, settings.deterministic)
+    with one_line_errors():
         name, genotype = choose_genotype(settings)
-        data = open_set(settings.data, settings.dataset)
+        with ranks.first_rank_first():  # who makes the phantom if it is not there
+            data = open_set(settings.data, settings.dataset)
         if not settings.genotype:
             check_search(settings, data.checksum)
         trn_films = Films(data, "train", settings.crop, device)
         val_films = Films(data, "val", settings.crop, device)
-        sampler = Sampler(trn_films, settings.batch_size, generator)
+        part = ranks.part(settings.batch_size)
+        sampler = Sampler(trn_films, settings.batch_size, generator, part)
         network = Network(settings.c, len(FINDINGS), settings.layers, genotype).to(device)
     if settings.start_at_prevalence:
         utils.start_at_prevalence(network.classifier, trn_films.labels)
 
     weights = Path(settings.out) / "weights"
     also = {"checksum": data.checksum, "genotype": format_genotype(genotype)}
-    run = Run(weights / name, settings, device, also, product=weights / f"{name}_net.pth")
+    run = Run(weights / name, settings, ranks, also, product=weights / f"{name}_net.pth")
     if run.finished:
         return
 
@@ -111,27 +118,29 @@ def main(settings):
         fused=device.type == "cuda",
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
-    run.track(network=network, optimizer=optimizer, scheduler=scheduler, sampler=sampler, generator=generator)
-    progress = run.restore({"epoch": 0, "best_auc": -1.0})
-    if progress["epoch"] == 0:
+    losses = utils.Losses(sampler)
+    run.track(losses, network=network, optimizer=optimizer, scheduler=scheduler, sampler=sampler, generator=generator)
+    progress = run.restore()
+    if run.new:
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         run.log(f"{name}, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
         run.log(f"derived network: {millions:.2f} M parameters\n{TRAINING_HEADER}")
 
     def forward(films):
         probability = settings.drop_path * progress["epoch"] / settings.epochs
-        return network(films, network.drop_path(len(films), probability, generator))
+        keep = network.drop_path(settings.batch_size, probability, generator)  # drawn for the films of all ranks
+        return network(films, None if keep is None else keep[part])
 
     while progress["epoch"] < settings.epochs:
         lr = scheduler.get_last_lr()[0]
-        title = f"epoch {progress['epoch'] + 1}"
-        trn_loss = utils.train_epoch(forward, network, sampler, optimizer, settings.clip, settings.log_every, title)
+        trn_loss = utils.train_epoch(forward, network, sampler, losses, optimizer, settings.clip, run)
+        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size, run)
         scheduler.step()
-        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size)
-        run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc, progress)
-    run.finish_training(progress)
-    visualize.draw_run(run.folder)
+        run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc)
+    run.finish_training()
+    if ranks.rank == 0:
+        visualize.draw_run(run.folder)
 
 
 if __name__ == "__main__":
-    main(utils.parse_settings(__file__))
+    guarded(main, parse_settings(__file__))

@@ -11,6 +11,10 @@ FILMS = {"train": 48, "val": 32, "test": 32}
 PATIENT_FILMS = 2
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="kill runs more often (minutes)")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-import utils
 from benchmarks import compare, hypergradient, speed
+from settings import parse_settings
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
 
@@ -56,7 +56,7 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_s
     def run_here(options, script, *arguments):  # as compare.run, without starting a process
         common = ["--dataset", options.dataset, "--data", options.data]
         module = importlib.import_module(script.removesuffix(".py"))
-        module.main(utils.parse_settings(ROOT / script, list(map(str, [*common, *arguments]))))
+        module.main(parse_settings(ROOT / script, list(map(str, [*common, *arguments]))))
 
     monkeypatch.setattr(compare, "run", run_here)
     small = " ".join(SMALL[2:])

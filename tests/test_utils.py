@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 import utils
-from dataset import FINDINGS, Films, load_set
+from dataset import FINDINGS, Films, Sampler, load_set
+from settings import parse_settings, read_constants
 
 SCRIPT = '''"""What it does.
 
@@ -33,7 +34,7 @@ def script(tmp_path):
 
 
 def test_settings_are_the_constants_and_each_is_an_option(script):
-    settings = utils.parse_settings(script, [])
+    settings = parse_settings(script, [])
     assert vars(settings) == {
         "name": "phantom", "order": False, "rate": 6e-3, "epochs": 8, "fast": True, "dataset": "phantom", "files": [],
     }  # fmt: skip
@@ -49,7 +50,7 @@ def test_settings_are_the_constants_and_each_is_an_option(script):
         "--files=a=b",
         "--files=c=d",
     ]
-    settings = utils.parse_settings(script, given_options)
+    settings = parse_settings(script, given_options)
     assert vars(settings) == {
         "name": "x", "order": True, "rate": 1.0, "epochs": 3, "fast": False, "dataset": "phantom",
         "files": ["a=b", "c=d"],
@@ -57,27 +58,38 @@ def test_settings_are_the_constants_and_each_is_an_option(script):
 
 
 def test_a_dict_gives_the_chosen_sets_value_and_other_sets_the_phantoms(script):
-    toy = utils.parse_settings(script, ["--dataset", "chestxray14"])
+    toy = parse_settings(script, ["--dataset", "chestxray14"])
     assert (toy.rate, toy.epochs, toy.fast) == (3e-4, 50, False)
-    assert utils.parse_settings(script, ["--dataset", "nih_mini"]).epochs == 8
-    assert utils.parse_settings(script, ["--dataset", "chestxray14", "--epochs", "2"]).epochs == 2
+    assert parse_settings(script, ["--dataset", "nih_mini"]).epochs == 8
+    assert parse_settings(script, ["--dataset", "chestxray14", "--epochs", "2"]).epochs == 2
 
 
 def test_constants_that_are_no_plain_values_are_named_with_their_line(script, one_line):
     script.write_text(SCRIPT.replace('"phantom"  # which set', '"phan" + "tom"  # which set'))
-    assert "line 10: DATASET must be a plain value" in one_line(utils.parse_settings, script, [])
+    assert "line 10: DATASET must be a plain value" in one_line(parse_settings, script, [])
 
 
 def test_help_shows_the_comments(script, capsys):
     with pytest.raises(SystemExit):
-        utils.parse_settings(script, ["--help"])
+        parse_settings(script, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "What it does." in text and "100% of it" in text and "--no-order" in text and "lower" not in text
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "few"], ["--epoch", "3"], ["--epochs"], ["3"]])
 def test_bad_options_are_one_line(script, arguments, one_line):
-    one_line(utils.parse_settings, script, arguments)
+    one_line(parse_settings, script, arguments)
+
+
+@given(st.one_of(st.floats(), st.integers().map(float)))
+def test_any_number_is_kept_as_it_is_or_refused(tmp_path_factory, number):
+    path = tmp_path_factory.getbasetemp() / "any.py"
+    path.write_text(SCRIPT)
+    good = 0 <= number < float("inf")
+    try:
+        assert parse_settings(path, [f"--rate={number!r}"]).rate == number and good
+    except SystemExit as stop:
+        assert stop.code == 2 and not good
 
 
 @given(st.lists(st.text(max_size=8), max_size=4))
@@ -85,14 +97,14 @@ def test_any_arguments_give_settings_or_an_exit(tmp_path_factory, arguments):
     path = tmp_path_factory.getbasetemp() / "any.py"
     path.write_text(SCRIPT)
     try:
-        assert isinstance(utils.parse_settings(path, arguments).epochs, int)
+        assert isinstance(parse_settings(path, arguments).epochs, int)
     except SystemExit as stop:
         assert stop.code in (0, 2)
 
 
 @pytest.mark.parametrize("name", ["search_train", "val_train", "chexnet", "test"])
 def test_every_constant_of_the_scripts_is_explained(name):
-    constants = utils.read_constants(f"{name}.py")
+    constants = read_constants(f"{name}.py")
     assert len(constants) >= 6
     for constant, value, comment in constants:
         assert comment, constant
@@ -140,14 +152,21 @@ def test_prediction_scores_every_film_once_and_in_order(small_set):
     assert np.isfinite(loss)
 
 
-def test_losses_that_are_not_finite_end_the_run():
-    losses = utils.Losses(torch.device("cpu"))
-    losses.add(torch.tensor(1.0))
-    losses.add(torch.tensor(2.0))
-    assert losses.mean() == 1.5
-    losses.add(torch.tensor(float("nan")))
-    with pytest.raises(SystemExit, match="no longer finite after 3 steps"):
-        losses.mean()
+def test_losses_that_are_not_finite_end_the_run_and_name_their_films(small_set):
+    data, cpu = load_set(small_set / "small"), torch.device("cpu")
+    samplers = [Sampler(Films(data, split, 32, cpu), 4, torch.Generator()) for split in ("train", "val")]
+    losses = utils.Losses(*samplers)
+    for k, alpha_loss in enumerate((1.0, 2.0, float("nan"), 3.0)):
+        for sampler in samplers:
+            sampler.next()
+        losses.add(torch.tensor(float(k)), torch.tensor(alpha_loss))
+        if k == 1:
+            assert losses.means() == [0.5, 1.5]
+        if k == 2:
+            films = ", ".join(samplers[1].films.names[samplers[1].index])
+    with pytest.raises(SystemExit) as stop:
+        losses.means()
+    assert str(stop.value).startswith("error: epoch 1, step 3: the loss on val is nan; ") and films in str(stop.value)
 
 
 def test_classifier_starts_at_the_findings_frequencies():

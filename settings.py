@@ -1,0 +1,122 @@
+"""A script's settings: its UPPER_CASE constants, each of them a command-line option, too. And errors of one line."""
+
+import argparse
+import ast
+import contextlib
+import errno
+import json
+import math
+import sys
+import tokenize
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+# Settings that say where and how loudly a run goes, not what it computes.
+WITHOUT_EFFECT = {"out", "data", "fresh", "log_every", "checkpoint_minutes"}
+
+
+def fail(message):
+    """End the script with one line on stderr and status 2: the input is at fault, not the code."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Turn the ValueError by which a module refuses a file or a setting into that one line."""
+    try:
+        yield
+    except ValueError as error:
+        fail(error)
+
+
+def guarded(main, settings):
+    """A script's main; a full disk and a full GPU end it with one line instead of a traceback, and status 1."""
+    try:
+        main(settings)
+    except torch.OutOfMemoryError:
+        raise SystemExit("error: the GPU's memory is full: lower --batch-size, --c, --layers or --crop") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = f"{error.filename or settings.out}: {error.strerror}"
+        raise SystemExit(f"error: {where}; make room and repeat the command: it goes on where it was saved") from None
+
+
+def refuse_changes(path, before, now):
+    """End the script where the settings `now` are not those of the run that `path` is of, `before`; both dicts."""
+    now = json.loads(json.dumps(now))
+    names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    if names:
+        name, *others = sorted(names, key=lambda name: (name != "dataset", name))
+        also = f" (other differences: {', '.join(others)})" if others else ""
+        fail(
+            f"{path}: {name} was {before.get(name)!r}, now {now.get(name)!r}{also}; "
+            "set it back, start elsewhere with --out FOLDER, or move the old run aside with --fresh"
+        )
+
+
+def read_constants(script):
+    """The UPPER_CASE constants of a script with the comment behind each: [(name, value, comment)].
+
+    Read from the source as data, since the comments are the options' help.
+    """
+    with tokenize.open(script) as file:
+        source = file.read()
+    tokens = tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__)
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    constants = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+            name = node.targets[0].id
+            try:
+                constants.append((name, ast.literal_eval(node.value), comments.get(node.lineno, "")))
+            except ValueError:
+                fail(f"{script}, line {node.lineno}: {name} must be a plain value, not an expression")
+    return constants
+
+
+def check_number(name, value):
+    """End the script unless the number makes sense: counts from 1, all else from 0, what is a share below 1."""
+    counts = isinstance(value, int) and name != "patience"
+    share = name in ("drop_path", "alpha_beta1") or name.endswith("momentum")
+    if not counts <= value < (1 if share else math.inf):
+        rule = "at least 1" if counts else "at least 0 and below 1" if share else "a number, at least 0"
+        fail(f"{name.upper()} (--{name.replace('_', '-')}) is {value} and must be {rule}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        fail(f"{self.prog}: {message} (see --help)")
+
+
+def parse_settings(script, argv=None):
+    """The settings of a script: its constants, each changed by the option of its name, in lower case.
+
+    A dict holds one value per prepared set: the chosen set's counts, the phantom's for a set without one, and the
+    option replaces it.
+    """
+    constants = read_constants(script)
+    title = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8"))).split("\n")[0]
+    parser = _Parser(Path(script).name, description=title, allow_abbrev=False)
+    for name, value, comment in constants:
+        example = value["phantom"] if isinstance(value, dict) else value
+        option = {"help": f"{comment} [{value}]".replace("%", "%%"), "default": argparse.SUPPRESS}
+        if isinstance(example, bool):
+            option["action"] = argparse.BooleanOptionalAction
+        elif isinstance(example, list):
+            option["action"] = "append"
+        else:
+            option["type"] = float if isinstance(example, float) else type(example)
+            option["metavar"] = type(example).__name__.upper()
+        parser.add_argument("--" + name.lower().replace("_", "-"), **option)
+
+    settings = {name.lower(): value for name, value, _ in constants} | vars(parser.parse_args(argv))
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            settings[name] = value = value.get(settings["dataset"], value["phantom"])
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "seed":
+            check_number(name, value)
+    return SimpleNamespace(**settings)
