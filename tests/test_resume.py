@@ -1,0 +1,338 @@
+"""Nothing is lost: runs killed, stopped, damaged, short of disk or memory, and started twice."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from filelock import FileLock
+
+import chexnet
+import runs
+import search_train
+import val_train
+from dataset import Films, Sampler
+from model_search import Network
+from settings import guarded, parse_settings
+from tests.test_scripts import NETWORK, ROOT, SMALL, equal, metrics
+
+SCRIPTS = {
+    "search": (search_train, [*NETWORK], "search_first_order"),
+    "second": (search_train, [*NETWORK, "--second-order"], "search_second_order"),
+    "val": (val_train, [*NETWORK, "--genotype", "DARTS_V2", "--drop-path", "0.3"], "weights/DARTS_V2"),
+    "chexnet": (chexnet, [], "weights/chexnet"),
+}
+
+
+def start(name, data, out, *options):
+    """Run a script in this process as its command line would, 2 epochs of 3 steps."""
+    script, more, _ = SCRIPTS[name]
+    common = ["--data", str(data), "--out", str(out), "--epochs", "2", *map(str, options)]
+    guarded(script.main, parse_settings(ROOT / script.__file__, [*SMALL, *more, *common]))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(small_set, tmp_path_factory):
+    """By the script's name: the folder of a run that was never stopped."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            start(name, small_set, made[name])
+        return made[name]
+
+    return get
+
+
+def compare(name, whole, stopped):
+    """What both runs have left is equal, times aside: all states, metrics, genotypes, weights."""
+    folder = SCRIPTS[name][2]
+    states = [torch.load(side / folder / "checkpoint.pt") for side in (whole, stopped)]
+    for state in states:
+        assert state["finished"]
+        del state["seconds"], state["lengths"]
+    equal(*states)
+    rows = [[row | {"seconds": 0} for row in metrics(side / folder)] for side in (whole, stopped)]
+    assert rows[0] == rows[1]
+    products = [*whole.rglob("*_net.pth"), *whole.rglob("genotype*.txt")]
+    assert products
+    for product in products:
+        other = stopped / product.relative_to(whole)
+        if product.suffix == ".txt":
+            assert product.read_text() == other.read_text()
+        else:
+            equal(torch.load(product), torch.load(other))
+    assert not list(stopped.rglob("*.part"))
+
+
+# --- Killed
+
+
+def kill(name, data, folder, kills, seed):
+    """Runs of a script in `folder`/0, 1, ..., killed at random moments and started again; yields the finished ones.
+
+    Every second kill falls on a file operation: an opening, a rename, a truncation. A process of its own, which has
+    computed nothing yet, forks those that are killed, so that none has to import torch.
+    """
+    driver = subprocess.run(
+        [sys.executable, __file__, name, str(data), str(folder), str(kills), str(seed)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert driver.returncode == 0, driver.stderr[-2000:]
+    return [folder / line for line in driver.stdout.split()]
+
+
+@pytest.mark.parametrize(
+    ("name", "few", "all_kills"), [("search", 4, 20), ("second", 0, 5), ("val", 1, 5), ("chexnet", 1, 5)]
+)
+def test_killed_runs_end_as_one_never_stopped(name, few, all_kills, small_set, tmp_path, undisturbed, request):
+    kills = all_kills if request.config.getoption("--all") else few
+    if not kills:
+        pytest.skip("with --all only")
+    finished = kill(name, small_set, tmp_path, kills, seed=random.randrange(10**6))
+    assert finished
+    for out in finished:
+        compare(name, undisturbed(name), out)
+
+
+def forked(name, data, out, at_operation):
+    """Start the script in a fork, which kills itself before that file operation below `out`, if given."""
+    if pid := os.fork():
+        return pid
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    seen = 0
+
+    def hook(event, arguments):
+        nonlocal seen
+        if event in ("open", "os.rename", "os.truncate") and str(arguments[0]).startswith(out):
+            seen += 1
+            if seen == at_operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    start(name, data, out, "--checkpoint-minutes", 0)  # a checkpoint after every step
+    os._exit(0)
+
+
+def drive(name, data, folder, kills, seed):
+    """The other side of `kill`."""
+    rng = random.Random(seed)
+    print("seed", seed, file=sys.stderr)
+    killed, run, seconds = 0, 0, 4.0
+    while killed < kills:
+        out, started = f"{folder}/{run}", time.monotonic()
+        by_operation = killed % 2
+        pid = forked(name, data, out, rng.randrange(1, 25) if by_operation else None)
+        if not by_operation:
+            time.sleep(rng.uniform(0, seconds / 2))
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        if os.WIFSIGNALED(status):
+            killed += 1
+        else:
+            assert status == 0
+            seconds = min(seconds, time.monotonic() - started)
+            print(run)
+            run += 1
+    for attempt in range(2):  # the last one to its end, and once more: it is finished
+        assert os.waitpid(forked(name, data, f"{folder}/{run}", None), 0)[1] == 0, attempt
+    print(run)
+
+
+# --- Stopped
+
+
+TERM, INT = (signal.SIGTERM, 143), (signal.SIGINT, 130)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "status"),
+    [("search", *TERM), ("search", *INT), ("second", *TERM), ("val", *TERM), ("val", *INT), ("chexnet", *INT)],
+)
+def test_a_stopped_run_saves_its_step_and_goes_on(
+    name, number, status, small_set, tmp_path, undisturbed, monkeypatch, capsys
+):
+    """SIGTERM comes in the second step of the second epoch, SIGINT during the evaluation after it."""
+    place, after = (Sampler, "next"), 5 if name == "val" else 10
+    if number == signal.SIGINT:
+        place, after = (Films, "eval_batch"), 3
+    original, calls = getattr(*place), []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == after:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, interrupt)
+        with pytest.raises(SystemExit) as stop:
+            start(name, small_set, tmp_path)
+    assert stop.value.code == status
+    assert f"stopped by {number.name}; the same command goes on" in capsys.readouterr().err
+    assert not list(tmp_path.glob("weights/*_net.pth"))
+    log = tmp_path / SCRIPTS[name][2] / "log.txt"
+    log.open("a").write("written after the checkpoint\n")
+    start(name, small_set, tmp_path)
+    assert f"continued after epoch 1, step {2 if number == signal.SIGTERM else 3}" in capsys.readouterr().out
+    assert "written after the checkpoint" not in log.read_text()
+    assert signal.getsignal(number) == before
+    compare(name, undisturbed(name), tmp_path)
+
+
+@pytest.fixture(scope="session")
+def stopped_once(small_set, tmp_path_factory):
+    """A search that was stopped in the second step of its second epoch."""
+    out, calls, original = tmp_path_factory.mktemp("stopped"), [], Sampler.next
+
+    def interrupt(sampler):
+        calls.append(1)
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(sampler)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sampler, "next", interrupt)
+        with pytest.raises(SystemExit):
+            start("search", small_set, out)
+    return out
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """The run folder of a copy of it, below tmp_path."""
+    shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "search_first_order"
+
+
+# --- Damaged
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(stopped, small_set, tmp_path, undisturbed, capsys):
+    content = bytearray((stopped / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (stopped / "checkpoint.pt").write_bytes(content)
+    start("search", small_set, tmp_path)
+    out = capsys.readouterr().out
+    assert "warning: " in out and "checkpoint.pt is damaged" in out and "continued after epoch 1, step 0" in out
+    compare("search", undisturbed("search"), tmp_path)
+
+
+def test_without_a_whole_checkpoint_the_run_is_not_started_over(stopped, small_set, tmp_path, one_line):
+    for path in stopped.glob("checkpoint*"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    log = (stopped / "log.txt").read_bytes()
+    assert "checkpoints are damaged" in one_line(start, "search", small_set, tmp_path)
+    assert (stopped / "log.txt").read_bytes() == log
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("file", ["checkpoint.pt.part", "genotype_last.txt.part"])
+def test_a_full_disk_is_one_line_and_loses_nothing(file, stopped, small_set, tmp_path, undisturbed):
+    saved = torch.load(stopped / "checkpoint.pt")
+    place = stopped / file
+    place.symlink_to("/dev/full")  # every write to it fails as on a full disk
+    with pytest.raises(SystemExit) as stop:
+        start("search", small_set, tmp_path)
+    assert "No space left on device; make room and repeat the command" in str(stop.value)
+    assert "\n" not in str(stop.value)
+    equal(torch.load(stopped / "checkpoint.pt"), saved)
+    place.unlink()
+    start("search", small_set, tmp_path)
+    compare("search", undisturbed("search"), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_written(stopped, small_set, tmp_path, monkeypatch):
+    before = {path: path.read_bytes() for path in stopped.iterdir() if path.name != "lock"}
+    original, bad = Films.train_batch, []
+
+    def spoiled(films, index, *more):
+        batch, labels = original(films, index, *more)
+        if films.split == "train" and not bad:
+            bad.extend(films.names[index])
+            batch = batch * float("nan")
+        return batch, labels
+
+    monkeypatch.setattr(Films, "train_batch", spoiled)
+    with pytest.raises(SystemExit) as stop:
+        start("search", small_set, tmp_path)
+    line = str(stop.value)
+    assert "epoch 2, step 3: the loss on train is nan" in line and ", ".join(bad) in line
+    del before[stopped / "log.txt"]  # it says that the run was continued
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_full_gpu_names_the_settings_to_lower(small_set, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Network, "forward", full)
+    with pytest.raises(SystemExit) as stop:
+        start("search", small_set, tmp_path)
+    assert str(stop.value) == "error: the GPU's memory is full: lower --batch-size, --c, --layers or --crop"
+
+
+# --- Twice, and elsewhere
+
+HOLD = """
+import sys, time
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire(timeout=0)
+print(flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_dead(small_set, tmp_path, one_line):
+    folder = tmp_path / "search_first_order"
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder / "lock", "99"], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert "search_first_order: another process works there" in one_line(start, "search", small_set, tmp_path)
+        assert "another process works there" in one_line(start, "search", small_set, tmp_path, "--fresh")
+        other.kill()
+    assert os.listdir(folder) == ["lock"]
+    start("search", small_set, tmp_path)
+
+
+def test_a_run_holds_its_lock_until_it_has_finished(small_set, tmp_path, monkeypatch):
+    held = []
+
+    def evaluate(*_):
+        command = [sys.executable, "-c", HOLD, tmp_path / "search_first_order" / "lock", "0"]
+        held.append(b"Timeout" in subprocess.run(command, capture_output=True).stderr)
+        return 0.5, 1.0
+
+    monkeypatch.setattr(search_train.utils, "evaluate", evaluate)
+    start("search", small_set, tmp_path)
+    assert held == [True, True]
+    FileLock(tmp_path / "search_first_order" / "lock").acquire(timeout=0)
+
+
+def test_going_on_in_another_environment_warns(stopped, small_set, tmp_path, capsys):
+    record = json.loads((stopped / "settings.json").read_text())
+    now = dict(record["environment"])
+    record["environment"] |= dict.fromkeys(runs.WITH_EFFECT, "another")
+    (stopped / "settings.json").write_text(json.dumps(record))
+    start("search", small_set, tmp_path)
+    out = capsys.readouterr().out
+    assert out.count("warning: ") == len(runs.WITH_EFFECT) == 5
+    for name in runs.WITH_EFFECT:
+        assert f"warning: {name} was 'another', is {now[name]!r}: the last digits may differ" in out
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    drive(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
