@@ -1,0 +1,209 @@
+"""Two ranks on CPUs (gloo), one thread each: equal on both, equal to one, and never a hang."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import utils
+from architect import Architect
+from dataset import FINDINGS, Films, Sampler, load_set
+from genotypes import PUBLISHED
+from model_eval import Network as DerivedNetwork
+from model_search import Network
+from ranks import Ranks
+from tests.test_resume import SCRIPTS, start
+from tests.test_scripts import NETWORK, ROOT, SMALL, equal, metrics
+
+CPU = torch.device("cpu")
+BATCH = 8
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def search_steps(films, part, average, order, same_slice=False, steps=2):
+    """α and w after every step of a small search, and the collectives of a step; every rank's own `part`.
+
+    same_slice: every rank is fed the first half of each batch.
+    """
+    torch.manual_seed(0)
+    network = Network(4, len(FINDINGS), 4)
+    weights = network.weight_parameters()
+    w_optimizer = torch.optim.SGD(weights, lr=0.05, momentum=0.9, weight_decay=3e-4)
+    alpha_optimizer = torch.optim.Adam(network.arch_parameters(), lr=0.01, betas=(0.5, 0.999))
+    calls = []
+
+    def counted(tensors):
+        calls.append(len(tensors))
+        return average(tensors)
+
+    second, exact = order != "first", order == "exact"
+    architect = Architect(network, utils.criterion, w_optimizer, alpha_optimizer, second, exact, counted)
+    generator = torch.Generator().manual_seed(1)
+    part = slice(0, BATCH // 2) if same_slice else part
+    samplers = [Sampler(films, BATCH, generator, part) for _ in range(2)]
+    states = []
+    for _ in range(steps):
+        trn, val = (sampler.next() for sampler in samplers)
+        alpha_loss = architect.step(trn, val)
+        loss = utils.descend(utils.criterion(network(trn[0]), trn[1]), weights, w_optimizer, 5.0, counted)
+        parameters = {name: p.detach().clone() for name, p in network.named_parameters()}
+        states.append(parameters | {"losses": torch.stack([loss, alpha_loss])})
+    return {"states": states, "collectives": len(calls) / steps}
+
+
+def worker(data, out):
+    """What each of two ranks computes for the tests, written to `out`/<rank>.pt."""
+    torch.set_num_threads(1)
+    ranks = Ranks(CPU)
+    films = Films(load_set(data), "train", 32, CPU)
+    part = ranks.part(BATCH)
+    result = {}
+    for order in ("first", "second", "exact"):
+        result[order] = search_steps(films, part, ranks.average, order)
+        result[order, "same"] = search_steps(films, part, ranks.average, order, same_slice=True)
+    sampler = Sampler(films, BATCH, torch.Generator().manual_seed(2), part)
+    result["batches"] = [sampler.next() for _ in range(8)]  # two passes
+    torch.manual_seed(3)
+    network = DerivedNetwork(4, len(FINDINGS), 4, PUBLISHED["DARTS_V1"])
+    network(films.eval_batch(slice(ranks.rank, ranks.rank + 8))[0])  # other BatchNorm statistics on every rank
+    seen = []
+    run = SimpleNamespace(ranks=ranks, share=lambda batches, network: share(ranks, batches, network, seen))
+    result["predictions"] = torch.from_numpy(utils.predict(network, films, 5, run)[0])
+    result["seen"] = seen
+    result["buffers"] = dict(network.named_buffers())
+    torch.save(result, Path(out) / f"{ranks.rank}.pt")
+
+
+def share(ranks, batches, network, seen):
+    """Run.share without a run; notes the batches."""
+    from runs import Run
+
+    for batch in Run.share(SimpleNamespace(ranks=ranks, pause=lambda: None), batches, network):
+        seen.append((batch.start, batch.stop))
+        yield batch
+
+
+@pytest.fixture(scope="session")
+def both(small_set, tmp_path_factory):
+    """What the two ranks have computed."""
+    out = tmp_path_factory.mktemp("ranks")
+    command = [*TORCHRUN, __file__, str(small_set / "small"), str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(out / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize(("order", "collectives"), [("first", 2), ("second", 4), ("exact", 4)])
+def test_both_ranks_hold_the_same_bits_after_every_step(both, order, collectives):
+    equal(both[0][order], both[1][order])
+    assert both[0][order]["collectives"] == collectives
+
+
+@pytest.mark.parametrize("order", ["first", "second", "exact"])
+def test_two_ranks_fed_the_same_slice_are_one_process_fed_it(both, small_set, order):
+    films = Films(load_set(small_set / "small"), "train", 32, CPU)
+    alone = search_steps(films, None, lambda tensors: tensors, order, same_slice=True)
+    equal(both[0][order, "same"], alone)
+    assert not torch.equal(both[0][order]["states"][0]["losses"], alone["states"][0]["losses"])
+
+
+def test_the_slices_of_both_ranks_are_the_batch_of_one(both, small_set):
+    films = Films(load_set(small_set / "small"), "train", 32, CPU)
+    sampler = Sampler(films, BATCH, torch.Generator().manual_seed(2))
+    for first, second in zip(both[0]["batches"], both[1]["batches"], strict=True):
+        for whole, *parts in zip(sampler.next(), first, second, strict=True):
+            assert torch.equal(whole, torch.cat(parts))
+
+
+def test_evaluation_scores_every_film_once_with_the_statistics_of_rank_0(both, small_set):
+    films = Films(load_set(small_set / "small"), "train", 32, CPU)
+    torch.manual_seed(3)
+    network = DerivedNetwork(4, len(FINDINGS), 4, PUBLISHED["DARTS_V1"])
+    network(films.eval_batch(slice(0, 8))[0])
+    alone = torch.from_numpy(utils.predict(network, films, 5)[0])
+    for rank in both:
+        assert torch.equal(rank["predictions"], alone)
+        equal(rank["buffers"], dict(network.named_buffers()))
+    seen = sorted(both[0]["seen"] + both[1]["seen"])
+    assert seen == [(k, k + 5) for k in range(0, len(films), 5)] and both[0]["seen"] and both[1]["seen"]
+
+
+def launch(script, data, out, *options):
+    """A script under torchrun with two ranks."""
+    common = [*SMALL, "--data", str(data), "--out", str(out), *options]
+    command = [*TORCHRUN, str(ROOT / script), *common]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def train_on_two_ranks(name, data, out, *options):
+    """A training under torchrun; its checkpoint."""
+    script, more, folder = SCRIPTS[name]
+    process = launch(Path(script.__file__).name, data, out, *more, *options)
+    printed, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error[-3000:]
+    rows = metrics(out / folder)
+    assert printed.count("\n    1   ") == 1 and [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    assert len(list(out.glob("weights/*_net.pth"))) == 1
+    return torch.load(out / folder / "checkpoint.pt")
+
+
+def test_two_ranks_train_with_the_draws_of_one(small_set, tmp_path):
+    saved = train_on_two_ranks("val", small_set, tmp_path / "two", "--epochs", "2")["tracked"]
+    start("val", small_set, tmp_path / "one")
+    alone = torch.load(tmp_path / "one" / SCRIPTS["val"][2] / "checkpoint.pt")["tracked"]
+    equal([saved["generator"], saved["sampler"]], [alone["generator"], alone["sampler"]])
+
+
+def test_chexnet_trains_on_two_ranks(small_set, tmp_path):
+    assert train_on_two_ranks("chexnet", small_set, tmp_path)["finished"]
+
+
+def rank_pids(process):
+    """{rank: pid} of the processes that torchrun has started (Linux)."""
+    found = {}
+    for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if item.startswith(b"RANK="):
+                    found[int(item[5:])] = int(pid)
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
+def test_a_rank_that_dies_ends_the_run_which_goes_on_with_another_number_of_ranks(small_set, tmp_path, capsys):
+    process = launch("search_train.py", small_set, tmp_path, *NETWORK, "--epochs", "2", "--checkpoint-minutes", "0")
+    folder = tmp_path / "search_first_order"
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+    os.kill(rank_pids(process)[1], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert len(metrics(folder)) == 1
+    start("search", small_set, tmp_path)
+    out = capsys.readouterr().out
+    assert "continued after epoch 1" in out and "warning: ranks was 2, is 1" in out
+    assert len(metrics(folder)) == 2
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused():
+    ranks = Ranks(CPU)
+    assert ranks.part(5) == slice(0, 5)
+    ranks.count, ranks.rank = 3, 1
+    assert ranks.part(6) == slice(2, 4)
+    with pytest.raises(ValueError, match="batch size 5 cannot be divided among 3 ranks"):
+        ranks.part(5)
+
+
+if __name__ == "__main__":
+    worker(*sys.argv[1:])
