@@ -31,7 +31,7 @@ def seed_everything(seed, device, deterministic=False):
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for it
-    torch.use_deterministic_algorithms(deterministic)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)  # it names what it has none for
     return torch.Generator(device).manual_seed(seed)
 
 

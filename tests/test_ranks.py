@@ -78,6 +78,10 @@ def worker(data, out):
     result["predictions"] = torch.from_numpy(utils.predict(network, films, 5, run)[0])
     result["seen"] = seen
     result["buffers"] = dict(network.named_buffers())
+    result["asked"] = [ranks.asked_to_stop()]
+    ranks.signal = signal.SIGTERM * ranks.rank  # rank 1 alone was sent one
+    ranks.average([torch.zeros(1)])
+    result["asked"].append(ranks.asked_to_stop())
     torch.save(result, Path(out) / f"{ranks.rank}.pt")
 
 
@@ -104,6 +108,10 @@ def both(small_set, tmp_path_factory):
 def test_both_ranks_hold_the_same_bits_after_every_step(both, order, collectives):
     equal(both[0][order], both[1][order])
     assert both[0][order]["collectives"] == collectives
+
+
+def test_a_signal_to_one_rank_is_known_to_both_after_the_next_average(both):
+    assert both[0]["asked"] == both[1]["asked"] == [False, True]
 
 
 @pytest.mark.parametrize("order", ["first", "second", "exact"])

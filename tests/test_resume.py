@@ -266,7 +266,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_written(stopped, sma
 
     monkeypatch.setattr(Films, "train_batch", spoiled)
     with pytest.raises(SystemExit) as stop:
-        start("search", small_set, tmp_path)
+        start("search", small_set, tmp_path, "--checkpoint-minutes", 0)  # one is due just after it
     line = str(stop.value)
     assert "epoch 2, step 3: the loss on train is nan" in line and ", ".join(bad) in line
     del before[stopped / "log.txt"]  # it says that the run was continued
