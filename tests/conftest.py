@@ -12,7 +12,7 @@ PATIENT_FILMS = 2
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="kill runs more often (minutes)")
+    parser.addoption("--all", action="store_true", help="also the long tests")
 
 
 @pytest.fixture(autouse=True, scope="session")
