@@ -416,6 +416,7 @@ def read_tar(part, name, file):
         # Not mode "r|gz", which does not look at the checksum.
         with gzip.GzipFile(fileobj=file) as content, tarfile.open(fileobj=content, mode="r|") as archive:
             for member in archive:
+                part.show(size=member.size)
                 if (row := part.row(member.name)) is not None and member.isfile():
                     fits = member.size <= MAX_MEMBER
                     states[row] = part.keep(row, io.BytesIO(archive.extractfile(member).read()) if fits else None)
@@ -465,8 +466,8 @@ class Stream:
     Raises requests.RequestException or urllib3's HTTPError when that fails for good.
     """
 
-    def __init__(self, session, url, part=None):
-        self.session, self.url, self.part = session, url, part
+    def __init__(self, session, url):
+        self.session, self.url = session, url
         self.at, self.failures, self.body = 0, 0, None
 
     def open(self):
@@ -492,8 +493,6 @@ class Stream:
                 give_up(self.failures, error)
         self.failures = 0
         self.at += len(data)
-        if self.part is not None:
-            self.part.show(size=len(data))
         return data
 
 
@@ -534,7 +533,7 @@ def read_nih(part, url):
     for last in (False, True):
         try:
             with connect() as session:
-                return read_tar(part, url, Stream(session, url, part))
+                return read_tar(part, url, Stream(session, url))
         except DAMAGED:
             if last:
                 raise

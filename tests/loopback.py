@@ -43,6 +43,7 @@ class Loopback(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # small answers would wait 40 ms
 
     def log_message(self, *arguments):
         pass

@@ -4,6 +4,7 @@ download, from a server on loopback."""
 import fcntl
 import gzip
 import io
+import itertools
 import json
 import os
 import random
@@ -600,6 +601,7 @@ def test_one_command_downloads_the_toy_set_and_nothing_more(site, tmp_path, caps
     assert source["split"] == "original" and source["other_labels"] == 9
     assert site.server.asked("nih") == 0 and site.server.asked(".txt") == 0
     assert member_bytes(site) < sum(len(site.content[name]) + 200 for name in site.small)  # nothing else, and once
+    assert site.server.asked("/moved/mirror/images") == 2  # where an archive has moved to is asked once
 
     arguments = ["--dataset", "set", "--data", site.out, "--out", tmp_path / "runs", "--device", "cpu", "--epochs", 1]
     arguments += ["--c", 4, "--layers", 4, "--crop", SIZE, "--batch-size", 2]
@@ -842,9 +844,9 @@ def test_names_in_archives_are_no_paths(kind, raw):
     assert not Path("/escaped.txt").exists()
 
 
-def bomb(kind, lie):
-    """An archive whose one member unpacks to far more than a film has; lie: it says that it has 1000 bytes."""
-    content = bytes(40 * chestxray14.MAX_MEMBER)
+def bomb(kind, film, lie):
+    """An archive whose one member unpacks to a film and far more; lie: it says that it has 1000 bytes."""
+    content = film + bytes(40 * chestxray14.MAX_MEMBER)
     packed = pack({film_name(1, 0): content}, "x")[kind != ".zip"]
     return packed.replace(len(content).to_bytes(4, "little"), (1000).to_bytes(4, "little")) if lie else packed
 
@@ -853,7 +855,7 @@ def bomb(kind, lie):
 def test_bombs_are_not_unpacked(kind, lie, raw, monkeypatch, capsys):
     monkeypatch.setattr(chestxray14, "MAX_MEMBER", 1 << 20)
     (raw / "archives").mkdir()
-    (raw / "archives" / f"films{kind}").write_bytes(bomb(kind, lie))
+    (raw / "archives" / f"films{kind}").write_bytes(bomb(kind, path_of(raw, film_name(1, 0)).read_bytes(), lie))
     options = ["--archives", raw / "archives", "--labels", raw / "table.csv", "--lists", raw]
     options += ["--size", SIZE, "--out", raw.parent / "out", "--name", "set"]
     tracemalloc.start()
@@ -884,6 +886,30 @@ def test_a_restart_transfers_only_what_is_missing(site, undisturbed, monkeypatch
     assert bytes_of(site.out / "set") == undisturbed
     assert not site.server.asked("csv") and not site.server.asked("small_")
     assert member_bytes(site) < sum(len(site.content[name]) + 200 for name in site.small[5:])
+
+
+def test_stopped_before_any_write_it_ends_in_the_same_bytes(raw, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert run(raw, "--out", raw.parent / "undisturbed") == 0
+    write = os.pwrite
+
+    def stop_at(last):
+        calls = itertools.count(1)
+
+        def pwrite(*arguments):
+            if next(calls) == last:
+                raise KeyboardInterrupt
+            return write(*arguments)
+
+        return pwrite
+
+    for last in range(1, 9):  # each film is written, then its state
+        monkeypatch.setattr("os.pwrite", stop_at(last))
+        assert run(raw) == 130
+        monkeypatch.setattr("os.pwrite", write)
+        assert run(raw) == 0
+        assert bytes_of(raw.parent / "out" / "set") == bytes_of(raw.parent / "undisturbed" / "set")
+        shutil.rmtree(raw.parent / "out" / "set")
 
 
 def test_a_tar_that_was_read_is_not_read_again(site, undisturbed):
