@@ -1003,6 +1003,7 @@ for line in sys.stdin:
             setattr(chestxray14, name, value)
         os._exit(chestxray14.main(options))
     print(child, flush=True)
+    sys.stdin.readline()  # until then its number is not given to another process
     print(os.waitpid(child, 0)[1], flush=True)
 """  # imports once; each run is a process of its own
 
@@ -1021,36 +1022,33 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(source, site, undisturbe
     command = [sys.executable, "-c", DRIVER]
     with subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
 
-        def start():
-            driver.stdin.write(line)
+        def tell(text):
+            """Send a line to the driver; returns the number that it answers."""
+            driver.stdin.write(text)
             driver.stdin.flush()
-            while not (said := driver.stdout.readline()).strip().isdigit():
+            while not (said := driver.stdout.readline()).strip().isdigit():  # the lines of the run itself
                 assert said
             return int(said)
 
-        def wait():
-            while not (said := driver.stdout.readline()).strip().isdigit():
-                assert said
-            return int(said)
-
-        start()
+        tell(line)
         began = time.perf_counter()
-        assert wait() == 0
+        assert tell("\n") == 0
         whole = time.perf_counter() - began
         expected, kills = bytes_of(site.out / "set"), 0
         assert source == "images" or expected == undisturbed
         shutil.rmtree(site.out / "set")
         while kills < (20 if request.config.getoption("--all") else 3):
-            child = start()
+            child = tell(line)
             time.sleep(draw.uniform(0, 0.7 * whole))
             os.kill(child, signal.SIGKILL)
-            if wait():
+            if status := tell("\n"):
+                assert status == signal.SIGKILL
                 kills += 1
             else:  # it had ended before
                 assert bytes_of(site.out / "set") == expected
                 shutil.rmtree(site.out / "set")
-        start()
-        assert wait() == 0
+        tell(line)
+        assert tell("\n") == 0
         assert bytes_of(site.out / "set") == expected
         assert [path.name for path in site.out.iterdir() if path.name != "undisturbed"] == ["set"]
         driver.stdin.close()
