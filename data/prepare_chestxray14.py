@@ -18,7 +18,6 @@ patients are divided 70 / 10 / 20. The films are those of the lists or, without 
 """
 
 import argparse
-import fcntl
 import gzip
 import hashlib
 import io
@@ -38,6 +37,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import requests
+from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from remotezip import RemoteIOError, RemoteZip, RemoteZipError
 from requests.adapters import HTTPAdapter
@@ -284,16 +284,15 @@ def replace(path, content):
 def working_folder(folder):
     """`folder`, made where it is missing and locked against a second process; removed if nothing was left in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder} is in use by another process: let it finish") from None
-        try:
-            yield
-        finally:
-            if folder.exists() and os.listdir(folder) == ["lock"]:
-                shutil.rmtree(folder)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            try:
+                yield
+            finally:
+                if folder.exists() and os.listdir(folder) == ["lock"]:
+                    shutil.rmtree(folder)
+    except Timeout:
+        raise ValueError(f"{folder} is in use by another process: let it finish") from None
 
 
 class Part:

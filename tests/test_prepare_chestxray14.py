@@ -25,9 +25,9 @@ import pytest
 from PIL import Image
 
 import search_train
-import utils
 from data import prepare_chestxray14 as chestxray14
 from dataset import FINDINGS, SPLITS, count_findings, encode_findings, load_set
+from settings import parse_settings
 from tests.loopback import serve
 
 REPO = Path(__file__).parents[1]
@@ -605,7 +605,7 @@ def test_one_command_downloads_the_toy_set_and_nothing_more(site, tmp_path, caps
 
     arguments = ["--dataset", "set", "--data", site.out, "--out", tmp_path / "runs", "--device", "cpu", "--epochs", 1]
     arguments += ["--c", 4, "--layers", 4, "--crop", SIZE, "--batch-size", 2]
-    search_train.main(utils.parse_settings(REPO / "search_train.py", [str(argument) for argument in arguments]))
+    search_train.main(parse_settings(REPO / "search_train.py", [str(argument) for argument in arguments]))
     assert (tmp_path / "runs" / "search_first_order" / "genotype.txt").exists()
 
 
