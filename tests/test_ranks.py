@@ -171,6 +171,21 @@ def test_two_ranks_train_with_the_draws_of_one(small_set, tmp_path):
     equal([saved["generator"], saved["sampler"]], [alone["generator"], alone["sampler"]])
 
 
+def test_drop_path_is_sliced_as_the_films_are(small_set, tmp_path, monkeypatch):
+    forward, seen = DerivedNetwork.forward, []
+
+    def noted(network, films, keep=None):
+        if network.training:
+            seen.append((len(films), keep.tolist()))
+        return forward(network, films)
+
+    monkeypatch.setattr(Ranks, "part", lambda ranks, batch_size: slice(10, 16))
+    monkeypatch.setattr(DerivedNetwork, "drop_path", lambda network, films, *_: torch.arange(films))
+    monkeypatch.setattr(DerivedNetwork, "forward", noted)
+    start("val", small_set, tmp_path)
+    assert seen == [(6, [10, 11, 12, 13, 14, 15])] * 6
+
+
 def test_chexnet_trains_on_two_ranks(small_set, tmp_path):
     assert train_on_two_ranks("chexnet", small_set, tmp_path)["finished"]
 
