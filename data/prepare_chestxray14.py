@@ -208,9 +208,9 @@ def sample(table, official_test, seed):
 
     First the patients: one after the other, in random order, goes to the split that has least in proportion; those
     with a rare finding come first, divided by its films as RARE says, then the others, by films as ORIGINAL_FILMS says.
-    official_test: test has its patients already. Then each split passes through its films in random order and takes
-    every film as long as it has room for all positives that it still lacks, then only films with such a positive. It
-    wants ORIGINAL_POSITIVES, of a rare finding all, and no more than there are. Sizes are ORIGINAL_FILMS, or all films.
+    official_test: test has its patients already. Then each split takes films, in random order: first those with a
+    finding that it still lacks, then any. It lacks ORIGINAL_POSITIVES, and of a rare finding all, as far as it has
+    them. Sizes are ORIGINAL_FILMS, or all films.
     """
     rng = np.random.default_rng(seed)  # only .random, which every NumPy draws alike
     labels = encode_findings(table["Finding Labels"]).astype(int)
@@ -239,12 +239,11 @@ def sample(table, official_test, seed):
         lacking = np.minimum(ORIGINAL_POSITIVES[name], there)
         lacking[rare] = there[rare]
         room = ORIGINAL_FILMS[name]
-        for only_needed in (True, False):  # the second pass fills the room that a small pool leaves
+        for any_film in (False, True):
             for film in pool if room else ():
-                needed = (labels[film] & (lacking > 0)).any()
-                if room and not taken[film] and (needed or not only_needed or room > lacking.sum()):
+                if room and not taken[film] and (any_film or (labels[film] & (lacking > 0)).any()):
                     taken[film] = True
-                    lacking = np.maximum(lacking - labels[film], 0)
+                    lacking -= labels[film]
                     room -= 1
     return table.assign(split=np.take(SPLITS, split[patient]))[taken].reset_index(drop=True)
 

@@ -455,11 +455,29 @@ def test_the_original_split_is_that_of_its_lists_with_the_tables_labels(official
         films = json.loads((ORIGINAL / f"small_{split}.json").read_text())
         assert set(films) == set(table["Image Index"][table["split"] == split])
         if split == "val":
-            first, second = list(films)[:2]
-            films[first]["label"] = "Hernia|Mass|Edema"
-            films[second]["label"] = "|".join(reversed(films[second]["label"].split("|")))  # the order is no difference
+            first, *_, last = (film for film in films if "|" in films[film]["label"])
+            films[first]["label"] += "|Cough"
+            films[last]["label"] = "|".join(reversed(films[last]["label"].split("|")))  # the order is no difference
         (tmp_path / f"small_{split}.json").write_text(json.dumps(films))
     assert chestxray14.original_split(official, tmp_path)[1] == 1
+
+
+@pytest.mark.parametrize(
+    "split, content, problem",
+    [
+        ("val", {film_name(1, 1): {"label": "Mass"}}, "patients are in two splits"),
+        ("val", {"99999999_000.png": {"label": "Mass"}}, "does not have 1 film (99999999_000.png)"),
+        ("test", {film_name(9, 1): {"labels": "Mass"}}, "small_test.json is not a list"),
+        ("test", "<html>", "small_test.json is not a list"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(split, content, problem, raw, capsys):
+    films = {"train": {film_name(1, 0): {"label": "Mass"}}, "val": {}, "test": {}} | {split: content}
+    for name, listed in films.items():
+        (raw / f"small_{name}.json").write_text(json.dumps(listed))
+    assert run(raw, "--split", "original", "--split-dir", raw) == 2
+    said = capsys.readouterr().err
+    assert problem in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("lists", [False, True], ids=["by patient", "with lists"])
@@ -528,6 +546,7 @@ def pack(films, folder):
     with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in films.items():
             archive.writestr(f"{folder}/{name}", content)
+        archive.filelist.reverse()  # its directory need not be in the order of the films
     with tarfile.open(fileobj=tarred, mode="w:gz") as archive:
         for name, content in films.items():
             member = tarfile.TarInfo(f"{folder}/{name}")
@@ -601,6 +620,9 @@ def test_one_command_downloads_the_toy_set_and_nothing_more(site, tmp_path, caps
     assert source["split"] == "original" and source["other_labels"] == 9
     assert site.server.asked("nih") == 0 and site.server.asked(".txt") == 0
     assert member_bytes(site) < sum(len(site.content[name]) + 200 for name in site.small)  # nothing else, and once
+    films = [part for path, part, _ in site.server.log if path == of_zip(site) and not part.startswith("bytes=-")]
+    starts = [int(part.split("=")[1].split("-")[0]) for part in films]
+    assert starts == sorted(starts)
     assert site.server.asked("/moved/mirror/images") == 2  # where an archive has moved to is asked once
 
     arguments = ["--dataset", "set", "--data", site.out, "--out", tmp_path / "runs", "--device", "cpu", "--epochs", 1]
@@ -910,6 +932,18 @@ def test_stopped_before_any_write_it_ends_in_the_same_bytes(raw, monkeypatch):
         assert run(raw) == 0
         assert bytes_of(raw.parent / "out" / "set") == bytes_of(raw.parent / "undisturbed" / "set")
         shutil.rmtree(raw.parent / "out" / "set")
+
+
+def test_once_all_films_are_there_nothing_is_asked(site, undisturbed, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chestxray14, "write_set", stop)
+        assert download(site) == 130
+    site.server.log.clear()
+    assert download(site) == 0
+    assert bytes_of(site.out / "set") == undisturbed and not site.server.log
 
 
 def test_a_tar_that_was_read_is_not_read_again(site, undisturbed):
