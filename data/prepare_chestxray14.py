@@ -187,7 +187,7 @@ def original_split(table, folder):
     for split in SPLITS:
         at = Path(folder) / f"small_{split}.json"
         try:
-            films = {film: entry["label"] for film, entry in json.loads(at.read_text(encoding="utf-8")).items()}
+            films = {film: str(entry["label"]) for film, entry in json.loads(at.read_text(encoding="utf-8")).items()}
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{at} is not a list of the original ({error}): download it anew") from None
         splits |= dict.fromkeys(films, split)
@@ -356,9 +356,8 @@ class Part:
     def mark(self, states):
         """Record {row: state} of films that are stored and verified."""
         for row, state in states.items():
-            if self.state[row] != DONE:  # from another archive, meanwhile
-                os.pwrite(self.done, bytes([state]), row)
-                self.state[row] = state
+            os.pwrite(self.done, bytes([state]), row)
+            self.state[row] = state
 
     def read(self, reader, sources, threads):
         """Call reader(self, source) for all sources; returns the problems, one line for each source that failed."""
