@@ -114,9 +114,9 @@ def main(settings):
         auc, val_loss = utils.evaluate(network, val_films, settings.batch_size, run)
         scheduler.step(auc)
         run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc)
-    run.finish_training()
     if ranks.rank == 0:
         visualize.draw_run(run.folder)
+    run.finish_training()
 
 
 if __name__ == "__main__":

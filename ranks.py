@@ -32,6 +32,8 @@ class Ranks:
             if device.type == "cuda":
                 self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
                 torch.cuda.set_device(self.device)
+            else:
+                self.device = torch.device("cpu")  # gloo knows no MPS
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
         # Reading a tensor makes a GPU wait.

@@ -26,9 +26,7 @@ from settings import WITHOUT_EFFECT, fail, refuse_changes
 from utils import dump, load, write_atomically
 
 TRAINING_HEADER = "epoch         lr   train loss   val loss   val AUC"
-
 LOGS = ("log.txt", "metrics.jsonl")
-
 # Where a continued run may differ in the last digits from one never stopped.
 WITH_EFFECT = ("torch", "machine", "device", "threads", "ranks")
 
@@ -53,7 +51,7 @@ class Run:
     def __init__(self, folder, settings, ranks, also, product=None):
         self.folder, self.ranks, self.product = Path(folder), ranks, product
         self.checkpoint, self.before = self.folder / "checkpoint.pt", self.folder / "checkpoint_before.pt"
-        self.best = self.folder / "best.pth"
+        self.best, self.spare = self.folder / "best.pth", self.before
         self.lock = FileLock(self.folder / "lock", is_singleton=True)  # this process may come again
         self.started = self.saved_at = time.perf_counter()
         self.log_every, self.minutes = settings.log_every, settings.checkpoint_minutes
@@ -73,20 +71,21 @@ class Run:
 
     def open(self, fresh):
         """Lock the folder, move an old run aside if asked to, and compare or write its settings."""
-        at = self.folder / "settings.json"
-        stray = self.product is not None and self.product.exists() and not at.exists() and not self.checkpoint.exists()
-        if stray and not fresh:
-            fail(f"{self.product} is there without its run folder {self.folder}: move it away, or pass --fresh")
+        at, old = self.folder / "settings.json", read_run(self.folder)
+        saved, epochs = self.checkpoint.exists() or self.before.exists(), old["epochs"] if old else 0
+        made = self.product is not None and self.product.exists()
+        if not fresh and not saved and (made or epochs > 1):
+            fail(f"{self.product if made else at} is there without a checkpoint: move it away, or pass --fresh")
+        if not fresh and saved and old is None:
+            fail(f"{at} is missing beside the checkpoint: put it back, or pass --fresh")
         self.take_lock()
         if fresh:
-            self.lock.release(force=True)
             self.move_aside()
+            self.lock.release(force=True)
             self.take_lock()
-        if at.exists():
-            refuse_changes(at, json.loads(at.read_text(encoding="utf-8"))["settings"], self.settings)
-        elif self.checkpoint.exists():
-            fail(f"{at} is missing beside checkpoint.pt: put it back, or pass --fresh")
-        else:
+        elif saved or epochs:  # before that nothing is lost
+            refuse_changes(at, old["settings"], self.settings)
+        if not at.exists() or not saved:
             record = {"settings": self.settings, "environment": self.ranks.environment()}
             write_atomically(at, (json.dumps(record, indent=1) + "\n").encode())
 
@@ -111,6 +110,8 @@ class Run:
         """The last checkpoint that is whole, or None."""
         there = [path for path in (self.checkpoint, self.before) if path.exists()]
         for path in there:
+            # The next one written shall not put a damaged one in the place of the good one.
+            self.spare = self.before if path == self.checkpoint else None
             try:
                 return load(path)
             except Exception as error:  # whatever zipfile and torch raise for a damaged file
@@ -129,7 +130,8 @@ class Run:
         lengths = {} if self.saved is None else self.saved["lengths"]
         for name in LOGS:  # what was written after the checkpoint comes again
             if self.ranks.rank == 0 and (self.folder / name).exists():
-                os.truncate(self.folder / name, lengths.get(name, 0))
+                size = (self.folder / name).stat().st_size  # less than it was, at worst, after a power cut
+                os.truncate(self.folder / name, min(size, lengths.get(name, 0)))
         if self.saved is not None:
             for name, item in self.tracked.items():
                 state = self.saved["tracked"][name]
@@ -217,8 +219,7 @@ class Run:
         """Put the best weights in their place, which an unfinished training leaves empty, and finish."""
         if self.ranks.rank == 0 and self.best.exists():
             self.best.replace(self.product)
-        best = f"best val AUC {self.progress['best_auc']:.3f}, in {self.product}"
-        self.log(f"{best}; {self.seconds() / 60:.1f} minutes")
+        self.log(f"best val AUC {self.progress['best_auc']:.3f}, in {self.product}; {self.seconds() / 60:.1f} minutes")
         self.finish()
 
     def finish(self):
@@ -245,4 +246,5 @@ class Run:
         lengths = {name: (self.folder / name).stat().st_size for name in LOGS if (self.folder / name).exists()}
         state = {"tracked": states, "progress": self.progress, "lengths": lengths}
         content = dump(state | {"seconds": self.seconds(), "finished": finished})
-        write_atomically(self.checkpoint, content, self.before)
+        write_atomically(self.checkpoint, content, self.spare)
+        self.spare = self.before

@@ -142,10 +142,10 @@ def main(settings):
         row |= {"generalisation_gap": val_loss - trn_loss} | state
         run.end_epoch(row | {"val_auc": auc, "genotype": format_genotype(genotype), "alphas": alphas})
 
-    run.log(f"{(run.folder / 'genotype.txt').read_text().strip()}\n{run.seconds() / 60:.1f} minutes")
-    run.finish()
     if ranks.rank == 0:
         visualize.draw_run(run.folder)
+        run.log(f"{(run.folder / 'genotype.txt').read_text().strip()}\n{run.seconds() / 60:.1f} minutes")
+    run.finish()
 
 
 def search_epoch(network, architect, w_optimizer, trn_sampler, val_sampler, losses, clip, run):

@@ -80,10 +80,14 @@ def read_constants(script):
 
 def check_number(name, value):
     """End the script unless the number makes sense: counts from 1, all else from 0, what is a share below 1."""
-    counts = isinstance(value, int) and name != "patience"
-    share = name in ("drop_path", "alpha_beta1") or name.endswith("momentum")
-    if not counts <= value < (1 if share else math.inf):
-        rule = "at least 1" if counts else "at least 0 and below 1" if share else "a number, at least 0"
+    low, high, rule = 0, math.inf, "a number, at least 0"
+    if name == "seed":
+        low, high, rule = -(2**63), 2**63, "an integer of 64 bits"
+    elif name in ("drop_path", "alpha_beta1") or name.endswith("momentum"):
+        high, rule = 1, "at least 0 and below 1"
+    elif isinstance(value, int) and name != "patience":
+        low, rule = 1, "at least 1"
+    if not low <= value < high:
         fail(f"{name.upper()} (--{name.replace('_', '-')}) is {value} and must be {rule}")
 
 
@@ -117,6 +121,6 @@ def parse_settings(script, argv=None):
     for name, value in settings.items():
         if isinstance(value, dict):
             settings[name] = value = value.get(settings["dataset"], value["phantom"])
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "seed":
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
             check_number(name, value)
     return SimpleNamespace(**settings)

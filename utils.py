@@ -83,7 +83,7 @@ class Losses:
                 if not math.isfinite(loss):
                     films = ", ".join(sampler.films.names[index.cpu().numpy()])
                     where = f"epoch {self.epoch}, step {step}: the loss on {sampler.films.split} is {loss}"
-                    raise SystemExit(f"error: {where}; lower the learning rate, or look at its films: {films}")
+                    raise SystemExit(f"error: {where}; lower the learning rate, with --fresh; its films: {films}")
         self.recent = []
         return (self.sums / max(self.steps, 1)).tolist()
 
@@ -105,10 +105,9 @@ def descend(loss, weights, optimizer, clip, average):
     loss, *gradients = average([loss.detach(), *(w.grad for w in weights)])
     for w, gradient in zip(weights, gradients, strict=True):
         w.grad = gradient
-    if clip is not None:
-        torch.nn.utils.clip_grad_norm_(weights, clip)
+    norm = torch.nn.utils.clip_grad_norm_(weights, math.inf if clip is None else clip)
     optimizer.step()
-    return loss
+    return loss + 0 * norm  # not finite where the gradient is not: w is not, then
 
 
 def train_epoch(forward, network, sampler, losses, optimizer, clip, run):
@@ -138,8 +137,8 @@ def predict(network, films, batch_size, run=None):
         run.ranks.sum(logits)
     loss = criterion(logits, films.labels).item()
     if not math.isfinite(loss):
-        bad = films.names[~logits.isfinite().all(1).cpu().numpy()]
-        raise SystemExit(f"error: the loss on {films.split} is {loss}, first for {bad[0]}: lower the learning rate")
+        bad = ", ".join(films.names[~logits.isfinite().all(1).cpu().numpy()][:3])
+        raise SystemExit(f"error: the loss on {films.split} is {loss} ({bad}): lower the learning rate, with --fresh")
     return logits.cpu().double().sigmoid().numpy(), loss
 
 

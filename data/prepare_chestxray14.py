@@ -190,6 +190,8 @@ def original_split(table, folder):
             films = {film: str(entry["label"]) for film, entry in json.loads(at.read_text(encoding="utf-8")).items()}
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{at} is not a list of the original ({error}): download it anew") from None
+        if twice := sorted(splits.keys() & films):
+            raise ValueError(f"{at} names {some(twice)} of another list, too: use the original's lists")
         splits |= dict.fromkeys(films, split)
         labels |= films
     if unknown := sorted(set(splits) - set(table["Image Index"])):
@@ -435,7 +437,7 @@ def read_archive(part, path):
                 pass
     else:
         with open(path, "rb") as file:
-            read_tar(part, f"{path.name}, {path.stat().st_size} bytes", file)
+            read_tar(part, f"{path.resolve()}, {path.stat().st_size} bytes", file)
 
 
 # --- The network
@@ -604,18 +606,22 @@ def finish(part, table, folder, source, where, problems, skip_bad):
     if faults and (problems or not skip_bad):  # what lies in an unread archive is not known to be bad
         why = f" ({problems[0]})" if problems else ""
         skip = "" if problems else ", --skip-bad leaves them out"
-        raise ValueError(f"{where}: {' and '.join(faults)}{why}: the same command tries them again{skip}")
+        if not problems:  # to try again is to read all archives again
+            (part.folder / "read").unlink(missing_ok=True)
+        replace(part.folder / "missing.txt", "\n".join([*missing, *broken, ""]).encode())
+        listed = f"all in {part.folder / 'missing.txt'}"
+        raise ValueError(f"{where}: {' and '.join(faults)}{why}, {listed}: the same command tries them again{skip}")
     table = table[part.state == DONE]
     if empty := set(SPLITS) - set(table["split"]):
         raise ValueError(f"no film is left for split {min(empty)!r}: add more of the films to {where}")
     shape = (len(part.state), part.size, part.size)
     films = np.memmap(part.folder / "films", np.uint8, "r", shape=shape)
     if faults:  # close the gaps, on disk: the whole of ChestX-ray14 at 256 px is 7.3 GB
-        together = np.memmap(part.folder / "together", np.uint8, "w+", shape=(len(table), *shape[1:]))
-        for row, film in enumerate(np.flatnonzero(part.state == DONE)):
-            together[row] = films[film]
-        films = together
-    skipped = {"missing": some(missing), "undecodable": some(broken)}
+        with open(part.folder / "together", "wb") as file:
+            for row in np.flatnonzero(part.state == DONE):
+                file.write(films[row])
+        films = np.memmap(part.folder / "together", np.uint8, "r", shape=(len(table), *shape[1:]))
+    skipped = {"missing": missing, "undecodable": broken}
     counts = write_set(part.folder / "set", films, table, source | {"skipped": skipped})
     if folder.exists():
         folder.rmdir()  # it is empty
@@ -674,7 +680,10 @@ def prepare(images, archives, download, split, split_dir, source, labels, lists,
         keep_to_plan(working, source_json | {"films_sha256": hashlib.sha256(listed).hexdigest()})
         part = Part(working, table, size)
         try:
-            need, free = (2 * expected - part.count()) * size**2, shutil.disk_usage(working).free
+            shutil.rmtree(working / "set", ignore_errors=True)  # of a run that was stopped while it wrote the set
+            (working / "together").unlink(missing_ok=True)
+            copies = 3 if skip_bad else 2  # films, the same without gaps, images.npy
+            need, free = (copies * expected - part.count()) * size**2, shutil.disk_usage(working).free
             if need > free:
                 raise ValueError(f"{working} needs {need / 1e9:.1f} GB and has {free / 1e9:.1f}: say where with --out")
             problems = part.read(read, sources, os.cpu_count()) if read else download_films(part, source)

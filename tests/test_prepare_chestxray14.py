@@ -427,7 +427,7 @@ def test_skip_bad_leaves_out_missing_and_broken_films_only(raw, capsys):
     said = capsys.readouterr().out
     assert f"1 film ({film_name(1, 0)}) missing" in said and f"1 film ({film_name(3, 1)}) not decodable" in said
     skipped = json.loads((raw.parent / "out" / "set" / "source.json").read_text())["skipped"]
-    assert film_name(1, 0) in skipped["missing"] and film_name(3, 1) in skipped["undecodable"]
+    assert skipped == {"missing": [film_name(1, 0)], "undecodable": [film_name(3, 1)]}
 
 
 # --- The splits of a toy set
@@ -467,6 +467,11 @@ def test_the_original_split_is_that_of_its_lists_with_the_tables_labels(official
     [
         ("val", {film_name(1, 1): {"label": "Mass"}}, "patients are in two splits"),
         ("val", {"99999999_000.png": {"label": "Mass"}}, "does not have 1 film (99999999_000.png)"),
+        (
+            "val",
+            {film_name(1, 0): {"label": "Mass"}},
+            f"small_val.json names 1 film ({film_name(1, 0)}) of another list",
+        ),
         ("test", {film_name(9, 1): {"labels": "Mass"}}, "small_test.json is not a list"),
         ("test", "<html>", "small_test.json is not a list"),
     ],
@@ -828,6 +833,17 @@ def test_what_lasts_is_named_and_the_same_command_goes_on(fault, site, undisturb
     assert not (site.out / "set").exists()
     site.server.files = whole
     assert download(site) == 0
+    assert bytes_of(site.out / "set") == undisturbed
+
+
+def test_a_film_that_is_broken_in_a_tar_is_listed_and_tried_again(site, undisturbed):
+    whole, first = dict(site.server.files), [name for name in site.content if int(name[:8]) <= 5]
+    films = {name: site.content[name] for name in first} | {film_name(3, 1): b"no film"}
+    site.server.files["/nih/first.gz"] = pack(films, "images_0")[1]
+    assert download(site, "--source", "nih") == 2
+    assert (site.out / "set.part" / "missing.txt").read_text().split() == [film_name(3, 1)]
+    site.server.files = whole
+    assert download(site, "--source", "nih") == 0
     assert bytes_of(site.out / "set") == undisturbed
 
 

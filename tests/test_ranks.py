@@ -1,6 +1,7 @@
 """Two ranks on CPUs (gloo), one thread each: equal on both, equal to one, and never a hang."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from genotypes import PUBLISHED
 from model_eval import Network as DerivedNetwork
 from model_search import Network
 from ranks import Ranks
-from tests.test_resume import SCRIPTS, start
+from tests.test_resume import SCRIPTS, compare, start
 from tests.test_scripts import NETWORK, ROOT, SMALL, equal, metrics
 
 CPU = torch.device("cpu")
@@ -201,10 +202,18 @@ def rank_pids(process):
     return found
 
 
+def search_on_two_ranks(data, out):
+    return launch("search_train.py", data, out, *NETWORK, "--epochs", "2", "--checkpoint-minutes", "0")
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
-def test_a_rank_that_dies_ends_the_run_which_goes_on_with_another_number_of_ranks(small_set, tmp_path, capsys):
-    process = launch("search_train.py", small_set, tmp_path, *NETWORK, "--epochs", "2", "--checkpoint-minutes", "0")
-    folder = tmp_path / "search_first_order"
+def test_a_rank_that_dies_ends_the_run_which_goes_on(small_set, tmp_path, capsys):
+    """With the same number of ranks as if nothing had happened, and with another one."""
+    whole = search_on_two_ranks(small_set, tmp_path / "whole")
+    error = whole.communicate(timeout=200)[1]
+    assert whole.returncode == 0, error[-3000:]
+
+    process, folder = search_on_two_ranks(small_set, tmp_path / "killed"), tmp_path / "killed" / "search_first_order"
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
@@ -213,10 +222,14 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_with_another_number_of_rank
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert len(metrics(folder)) == 1
-    start("search", small_set, tmp_path)
+
+    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
+    assert search_on_two_ranks(small_set, tmp_path / "killed").wait(timeout=200) == 0
+    compare("search", tmp_path / "whole", tmp_path / "killed")
+    start("search", small_set, tmp_path / "alone")
     out = capsys.readouterr().out
     assert "continued after epoch 1" in out and "warning: ranks was 2, is 1" in out
-    assert len(metrics(folder)) == 2
+    assert len(metrics(tmp_path / "alone" / "search_first_order")) == 2
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused():

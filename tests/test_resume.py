@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -227,6 +228,37 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(stopped, small_set, t
     out = capsys.readouterr().out
     assert "warning: " in out and "checkpoint.pt is damaged" in out and "continued after epoch 1, step 0" in out
     compare("search", undisturbed("search"), tmp_path)
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(stopped, small_set, tmp_path, monkeypatch):
+    """Killed while the first checkpoint after the fallback is put into its place."""
+    good = (stopped / "checkpoint_before.pt").read_bytes()
+    (stopped / "checkpoint.pt").write_bytes(b"damaged")
+    replace = Path.replace
+
+    def killed(path, target):
+        if path.name == "checkpoint.pt.part":
+            raise InterruptedError
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(InterruptedError):
+        start("search", small_set, tmp_path)
+    assert (stopped / "checkpoint_before.pt").read_bytes() == good
+
+
+def test_a_gradient_that_is_not_finite_stops_a_run_as_its_loss_does(stopped, small_set, tmp_path, monkeypatch):
+    saved = torch.load(stopped / "checkpoint.pt")
+    backward = torch.Tensor.backward
+
+    def spoiled(loss, inputs):
+        backward(loss, inputs=inputs)
+        inputs[0].grad.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.Tensor, "backward", spoiled)
+    with pytest.raises(SystemExit, match="epoch 2, step 3: the loss on train is nan"):
+        start("search", small_set, tmp_path, "--checkpoint-minutes", 0)
+    equal(torch.load(stopped / "checkpoint.pt"), saved)
 
 
 def test_without_a_whole_checkpoint_the_run_is_not_started_over(stopped, small_set, tmp_path, one_line):
