@@ -6,6 +6,7 @@ Reads   data/<set>/, and for PRETRAINED weights/densenet121-a639ec97.pth, else t
 Writes  weights/chexnet_net.pth, and weights/chexnet/ with log.txt, metrics.jsonl, settings.json, checkpoint.pt, picture
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def main(settings):
 
     while progress["epoch"] < settings.epochs and optimizer.param_groups[0]["lr"] >= settings.lr_stop:
         lr = optimizer.param_groups[0]["lr"]
-        trn_loss = utils.train_epoch(network, network, sampler, losses, optimizer, None, run)
+        trn_loss = utils.train_epoch(network, network, sampler, losses, optimizer, math.inf, run)
         auc, val_loss = utils.evaluate(network, val_films, settings.batch_size, run)
         scheduler.step(auc)
         run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc)

@@ -35,9 +35,7 @@ class Ranks:
             else:
                 self.device = torch.device("cpu")  # gloo knows no MPS
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-        # Reading a tensor makes a GPU wait.
-        self.asking_waits = self.count > 1 and device.type == "cuda"
+        self.asking_waits = self.count > 1 and device.type == "cuda"  # reading a tensor makes a GPU wait
 
     def environment(self):
         """Where this runs: {"commit", "python", "torch", "machine", "device", "threads", "ranks", "date"}."""
@@ -46,13 +44,12 @@ class Ranks:
             commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             commit = "unknown"
-        on_gpu = self.device.type == "cuda"
         return {
             "commit": commit,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "machine": platform.platform(),
-            "device": torch.cuda.get_device_name(self.device) if on_gpu else self.device.type,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "threads": torch.get_num_threads(),
             "ranks": self.count,
             "date": datetime.now().isoformat(timespec="seconds"),

@@ -63,9 +63,8 @@ class Run:
             self.saved = self.load()
         self.new = self.saved is None
         self.finished = self.saved is not None and self.saved["finished"]
-        if self.finished:
-            self.lock.release(force=True)
         if self.finished and ranks.rank == 0:
+            self.lock.release(force=True)
             best = self.saved["progress"]["best_auc"]
             print(f"{self.folder}: finished already (best val AUC {best:.3f}), left as it is; --fresh starts anew")
 
@@ -137,6 +136,7 @@ class Run:
                 state = self.saved["tracked"][name]
                 (item.set_state if isinstance(item, torch.Generator) else item.load_state_dict)(state)
             self.started -= self.saved["seconds"]
+        if self.saved is not None and self.ranks.rank == 0:
             self.log(f"continued after epoch {self.progress['epoch']}, step {self.losses.steps}")
             there = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))["environment"]
             for name, here in self.ranks.environment().items():

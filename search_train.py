@@ -131,8 +131,8 @@ def main(settings):
         better = auc > progress["best_auc"]
         if ranks.rank == 0:
             save_genotype(run.folder / "genotype_last.txt", genotype)
-        if ranks.rank == 0 and better:
-            save_genotype(run.folder / "genotype.txt", genotype)
+            if better:
+                save_genotype(run.folder / "genotype.txt", genotype)
         progress |= {"epoch": epoch, "best_auc": max(auc, progress["best_auc"])}
         scores = f"{epoch:5}   {lr:7.4f}   {trn_loss:10.4f}   {alpha_loss:12.4f}   {auc:7.3f}"
         collapse = f"{state['entropy_normal']:7.3f}   {state['skips']:5} + {state['pools']:<3}"

@@ -67,24 +67,26 @@ class Losses:
 
     def reset(self):
         """Begin the next epoch."""
-        self.epoch, self.steps, self.recent = self.epoch + 1, 0, []
+        self.epoch, self.steps, self.recent, self.drawn = self.epoch + 1, 0, [], []
         self.sums = torch.zeros(len(self.samplers), device=self.samplers[0].films.labels.device)
 
     def add(self, *losses):
         """The losses of the batches that the samplers drew last."""
         losses = torch.stack([loss.detach() for loss in losses])
         self.sums, self.steps = self.sums + losses, self.steps + 1
-        self.recent.append((losses, [sampler.index for sampler in self.samplers]))
+        self.recent.append(losses)
+        self.drawn.append([sampler.index for sampler in self.samplers])
 
     def means(self):
         """The means so far, numbers."""
-        for step, (losses, indices) in enumerate(self.recent, self.steps - len(self.recent) + 1):
-            for loss, sampler, index in zip(losses.tolist(), self.samplers, indices, strict=True):
+        recent = torch.stack(self.recent).tolist() if self.recent else []  # at once: every reading is a wait
+        for step, (losses, indices) in enumerate(zip(recent, self.drawn, strict=True), self.steps - len(recent) + 1):
+            for loss, sampler, index in zip(losses, self.samplers, indices, strict=True):
                 if not math.isfinite(loss):
                     films = ", ".join(sampler.films.names[index.cpu().numpy()])
                     where = f"epoch {self.epoch}, step {step}: the loss on {sampler.films.split} is {loss}"
                     raise SystemExit(f"error: {where}; lower the learning rate, with --fresh; its films: {films}")
-        self.recent = []
+        self.recent, self.drawn = [], []
         return (self.sums / max(self.steps, 1)).tolist()
 
     def state_dict(self):
@@ -96,7 +98,7 @@ class Losses:
 
 
 def descend(loss, weights, optimizer, clip, average):
-    """One step of `optimizer` along −∇w loss; clip: largest norm of the gradient, or None. Returns the loss.
+    """One step of `optimizer` along −∇w loss; clip: largest norm of the gradient, or math.inf. Returns the loss.
 
     average: makes the mean over the ranks of the loss and the gradient, see `ranks.Ranks.average`.
     """
@@ -105,7 +107,7 @@ def descend(loss, weights, optimizer, clip, average):
     loss, *gradients = average([loss.detach(), *(w.grad for w in weights)])
     for w, gradient in zip(weights, gradients, strict=True):
         w.grad = gradient
-    norm = torch.nn.utils.clip_grad_norm_(weights, math.inf if clip is None else clip)
+    norm = torch.nn.utils.clip_grad_norm_(weights, clip)
     optimizer.step()
     return loss + 0 * norm  # not finite where the gradient is not: w is not, then
 
