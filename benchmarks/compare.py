@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from scipy.stats import ttest_ind
 
 import visualize
 from genotypes import random_genotype, save_genotype
@@ -82,19 +83,28 @@ def collect(folders):
     return pd.DataFrame(trained)
 
 
+def difference(auc, other):
+    """Difference of two means and its 95 % interval over trainings (Welch's t), where each has at least two."""
+    low, high = ttest_ind(auc, other, equal_var=False).confidence_interval(0.95)
+    return f"{auc.mean() - other.mean():+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low < high else "")
+
+
 def format_table(trained, title):
     """Mean ± standard deviation over all trainings of a row, in Markdown."""
     columns = {"auc": "{:.3f}", "search (min)": "{:.1f}", "Parameters (M)": "{:.2f}", "Multiply-adds (G)": "{:.3f}"}
-    lines = [f"**{title}**", "", "| | trainings | test AUC | " + " | ".join([*columns][1:]) + " |"]
-    lines.append("|---" + "|---:" * (len(columns) + 1) + "|")
+    lines = [f"**{title}**", "", "| | trainings | test AUC | " + " | ".join([*columns][1:]) + " | AUC − random |"]
+    lines.append("|---" + "|---:" * (len(columns) + 2) + "|")
+    drawn = trained["auc"][trained["row"] == "random"]
     for row in ROWS:
         runs = trained[trained["row"] == row]
         cells = [
             "–" if runs[key].isna().all() else f"{form} ± {form}".format(runs[key].mean(), runs[key].std())
             for key, form in columns.items()
         ]
+        cells.append("" if row == "random" else difference(runs["auc"], drawn))
         lines.append(f"| {row} | {len(runs)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    note = "In brackets: 95 % interval of the difference of two means over trainings (Welch)."
+    return "\n".join([*lines, "", note]) + "\n"
 
 
 def main(arguments=None):

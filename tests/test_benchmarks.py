@@ -80,6 +80,12 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_s
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_net.pth")} == weights
 
 
+def test_the_interval_of_a_difference_is_welchs():
+    # Two against two of the same spread: standard error sqrt(0.005), 2 degrees of freedom, t = 4.303.
+    assert compare.difference(pd.Series([0.8, 0.9]), pd.Series([0.5, 0.6])) == "+0.300 [-0.004, +0.604]"
+    assert compare.difference(pd.Series([0.8]), pd.Series([0.5, 0.6])) == "+0.250"
+
+
 def test_compare_ends_where_a_script_fails(tmp_path):
     command = [sys.executable, "-m", "benchmarks.compare", "--dataset", "none", "--data", tmp_path, "--out", tmp_path]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
