@@ -81,8 +81,8 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_s
 
 
 def test_the_interval_of_a_difference_is_welchs():
-    # Two against two of the same spread: standard error sqrt(0.005), 2 degrees of freedom, t = 4.303.
-    assert compare.difference(pd.Series([0.8, 0.9]), pd.Series([0.5, 0.6])) == "+0.300 [-0.004, +0.604]"
+    # By hand: standard error sqrt(0.0025 + 0.01 / 12), 12 / 7 degrees of freedom, t = 5.068.
+    assert compare.difference(pd.Series([0.8, 0.9]), pd.Series([0.5, 0.5, 0.6, 0.6])) == "+0.300 [+0.007, +0.593]"
     assert compare.difference(pd.Series([0.8]), pd.Series([0.5, 0.6])) == "+0.250"
 
 

@@ -8,7 +8,7 @@ import model_search
 from architect import Architect
 from genotypes import EDGES, PRIMITIVES
 from model_search import EDGES_FROM
-from operations import SeparableConv
+from operations import Separable, SeparableConv
 from tests import textbook
 
 SIZES = [(4, 5, 32), (20, 4, 32), (36, 4, 96)]  # C, cells, pixels: every branch of operations.Separable
@@ -172,3 +172,13 @@ def test_initial_weights_are_drawn_as_those_of_one_module_per_edge():
 def test_too_few_cells_are_refused():
     with pytest.raises(ValueError, match="at least 4"):
         model_search.Network(4, CLASSES, 3)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_separable_convolutions_stay_channels_last(stride):
+    # Otherwise everything up the graph runs in mixed layouts: nothing is wrong then but the speed.
+    x = torch.randn(2, 32, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = Separable(32, 5, stride, E=2)(x)
+    (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
