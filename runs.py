@@ -6,8 +6,8 @@
     checkpoint.pt   all that is needed to go on, within an epoch, too; checkpoint_before.pt is the one before it
     lock            held by the process that works here; a dead process holds nothing
 
-Files are written beside their place and renamed into it, and nothing is overwritten: a finished run stays as it is,
-other settings are refused, `--fresh` moves the old folder aside.
+Logs grow line by line, all else is written beside its place and renamed into it. Nothing is overwritten: a finished
+run stays as it is, other settings are refused, `--fresh` moves the old folder aside.
 """
 
 import json
@@ -27,18 +27,19 @@ from utils import dump, load, write_atomically
 
 TRAINING_HEADER = "epoch         lr   train loss   val loss   val AUC"
 LOGS = ("log.txt", "metrics.jsonl")
-# Where a continued run may differ in the last digits from one never stopped.
-WITH_EFFECT = ("torch", "machine", "device", "threads", "ranks")
+WITH_EFFECT = ("commit", "torch", "machine", "device", "threads", "ranks")  # on the result: a continued run warns
 
 
 def read_run(folder):
     """A run's {"settings", "epochs": how many are done}; None where there is no run."""
-    folder = Path(folder)
-    if not (folder / "settings.json").exists():
+    at, metrics = Path(folder) / "settings.json", Path(folder) / "metrics.jsonl"
+    if not at.exists():
         return None
-    record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    metrics = folder / "metrics.jsonl"
-    return {"settings": record["settings"], "epochs": len(metrics.read_text().splitlines()) if metrics.exists() else 0}
+    try:
+        settings = json.loads(at.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError, TypeError):
+        fail(f"{at} is damaged: put it back, or move {folder} away")
+    return {"settings": settings, "epochs": len(metrics.read_text().splitlines()) if metrics.exists() else 0}
 
 
 class Run:
@@ -78,7 +79,7 @@ class Run:
         if not fresh and saved and old is None:
             fail(f"{at} is missing beside the checkpoint: put it back, or pass --fresh")
         self.take_lock()
-        if fresh:
+        if fresh and (old or saved or made):
             self.move_aside()
             self.lock.release(force=True)
             self.take_lock()
@@ -141,7 +142,7 @@ class Run:
             there = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))["environment"]
             for name, here in self.ranks.environment().items():
                 if name in WITH_EFFECT and there.get(name) != here:
-                    self.log(f"warning: {name} was {there.get(name)!r}, is {here!r}: the last digits may differ")
+                    self.log(f"warning: {name} was {there.get(name)!r}, is {here!r}: the result may differ")
         self.saved = None  # its memory is wanted
         self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self.progress
@@ -155,8 +156,7 @@ class Run:
 
     def steps(self, total):
         """Count the steps that are left of the epoch; in between: the loss, checkpoints, leaving if asked to."""
-        title, first = f"epoch {self.progress['epoch'] + 1}", self.losses.steps
-        quiet = self.ranks.rank > 0
+        title, first, quiet = f"epoch {self.progress['epoch'] + 1}", self.losses.steps, self.ranks.rank > 0
         bar = tqdm(range(first, total), title, total, leave=False, mininterval=1, initial=first, disable=quiet)
         for step in bar:
             yield step
@@ -178,7 +178,8 @@ class Run:
             self.save()
             self.ranks.wait()
             number = self.ranks.signal or signal.SIGTERM
-            print(f"stopped by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr)
+            name = signal.Signals(number).name
+            print(f"stopped by {name}; the same command (without --fresh) goes on from here", file=sys.stderr)
             raise SystemExit(128 + number)
         if time.perf_counter() - self.saved_at > 60 * self.minutes:
             self.save()
@@ -244,7 +245,6 @@ class Run:
             for name, item in self.tracked.items()
         }
         lengths = {name: (self.folder / name).stat().st_size for name in LOGS if (self.folder / name).exists()}
-        state = {"tracked": states, "progress": self.progress, "lengths": lengths}
-        content = dump(state | {"seconds": self.seconds(), "finished": finished})
-        write_atomically(self.checkpoint, content, self.spare)
+        state = {"tracked": states, "progress": self.progress, "lengths": lengths, "seconds": self.seconds()}
+        write_atomically(self.checkpoint, dump(state | {"finished": finished}), self.spare)
         self.spare = self.before

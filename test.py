@@ -145,19 +145,19 @@ def interval(resampled):
     return np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
 
 
-def auc_table(labels, patients, probabilities, resamples, seed):
+def auc_table(labels, patients, probabilities, seed, resamples, min_patients):
     """The scores as a data frame, the findings in the average, and {finding: resamples left out for it}.
 
     labels (N, findings); patients (N,); probabilities {name: (N, findings)}, one of them chexnet's. Rows: the findings
     and Average. Columns: for each name `name`, `name_low`, `name_high`, and but for chexnet the same of
     `name_minus_chexnet`; all from the same resamples. A resample without a positive or a negative film of a finding is
     left out for it. The average runs over the findings that at least 99 % of the resamples can score, in every column;
-    a finding with fewer than MIN_PATIENTS positive patients has no interval (NaN).
+    a finding with fewer than `min_patients` positive patients has no interval (NaN).
     """
     positive, weights = labels == 1, draw_patients(patients, resamples, seed)
     one_sided = (weights @ positive == 0) | (weights @ ~positive == 0)
     averaged = one_sided.mean(axis=0) <= 0.01
-    few = [len(np.unique(patients[column])) < MIN_PATIENTS for column in positive.T]
+    few = [len(np.unique(patients[column])) < min_patients for column in positive.T]
 
     values, resampled = {}, {}
     for name, p in probabilities.items():
@@ -178,7 +178,7 @@ def auc_table(labels, patients, probabilities, resamples, seed):
     return table, [f for f, scored in zip(FINDINGS, averaged, strict=True) if scored], left_out
 
 
-def format_table(table, names, positives, averaged, left_out, title, resamples):
+def format_table(table, names, positives, averaged, left_out, title, resamples, min_patients):
     """The table in Markdown; positives {finding: positive films}; a NaN among the costs is a dash."""
 
     def cell(row, column, form="{:.3f}"):
@@ -202,7 +202,7 @@ def format_table(table, names, positives, averaged, left_out, title, resamples):
 
     notes = [f"In brackets: 95 % intervals, percentile bootstrap of {resamples} resamples of patients."]
     if any("\\*" in text for text in lines):
-        notes.append(f"\\*: fewer than {MIN_PATIENTS} patients with the finding, no interval.")
+        notes.append(f"\\*: fewer than {min_patients} patients with the finding, no interval.")
     if any(left_out.values()):
         counts = ", ".join(f"{finding} {count}" for finding, count in left_out.items() if count)
         notes.append(f"Resamples left out, for want of a positive or a negative film: {counts}.")
@@ -262,11 +262,12 @@ def main(settings):
 
     labels = films.labels.cpu().numpy()
     patients = data.table["Patient ID"].to_numpy()[data.rows("test")]
-    table, averaged, left_out = auc_table(labels, patients, probabilities, settings.resamples, settings.seed)
+    limits = settings.resamples, settings.min_patients
+    table, averaged, left_out = auc_table(labels, patients, probabilities, settings.seed, *limits)
     title = f"AUC on the test split of {data.name}: {len(films)} films, {data.notice}"
     positives = dict(zip(FINDINGS, labels.sum(axis=0).astype(int).tolist(), strict=True))
     table = pd.concat([table, pd.DataFrame(costs).reindex(columns=table.columns)])
-    text = format_table(table, list(probabilities), positives, averaged, left_out, title, settings.resamples)
+    text = format_table(table, list(probabilities), positives, averaged, left_out, title, *limits)
 
     results = Path(settings.out) / "results"
     results.mkdir(parents=True, exist_ok=True)

@@ -226,7 +226,7 @@ def draw_auc(path, table, rows):
         middle, low, high = np.asarray(values, float).T
         places = np.arange(len(rows)) + 0.7 * ((m + 0.5) / len(table) - 0.5)
         look = style | {"ls": "none", "ms": 5, "elinewidth": 1.2, "capsize": 2}
-        axes.errorbar(middle, places, xerr=(middle - low, high - middle), label=name, **look)
+        axes.errorbar(middle, places, xerr=np.maximum((middle - low, high - middle), 0), label=name, **look)
     for k in range(0, len(rows), 2):
         axes.axhspan(k - 0.5, k + 0.5, color="0.94", zorder=0)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="AUC with 95 % interval")

@@ -360,9 +360,9 @@ def test_going_on_in_another_environment_warns(stopped, small_set, tmp_path, cap
     (stopped / "settings.json").write_text(json.dumps(record))
     start("search", small_set, tmp_path)
     out = capsys.readouterr().out
-    assert out.count("warning: ") == len(runs.WITH_EFFECT) == 5
+    assert out.count("warning: ") == len(runs.WITH_EFFECT) == 6
     for name in runs.WITH_EFFECT:
-        assert f"warning: {name} was 'another', is {now[name]!r}: the last digits may differ" in out
+        assert f"warning: {name} was 'another', is {now[name]!r}: the result may differ" in out
 
 
 if __name__ == "__main__":

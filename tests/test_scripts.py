@@ -205,6 +205,11 @@ def test_fresh_moves_the_old_run_and_its_weights_aside(copy, small_set):
     assert (copy / "weights" / "chexnet_net.pth").read_bytes() != weights.read_bytes()
 
 
+def test_fresh_without_an_old_run_moves_nothing(small_set, tmp_path):
+    run(search_train, small_set, tmp_path, "--fresh")
+    assert [path.name for path in tmp_path.iterdir()] == ["search_first_order"]
+
+
 def test_weights_without_a_run_folder_are_not_overwritten(small_set, tmp_path, one_line):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "chexnet_net.pth").write_bytes(b"somebody's")
@@ -263,6 +268,14 @@ def test_before_the_first_epoch_the_settings_may_change(small_set, tmp_path, mon
 def test_a_checkpoint_without_its_settings_is_not_continued(copy, small_set, one_line):
     (copy / "search_first_order" / "settings.json").unlink()
     assert "settings.json is missing beside the checkpoint" in one_line(run, search_train, small_set, copy)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_damaged_settings_of_a_run_are_one_line(copy, small_set, one_line, content):
+    at = copy / "search_first_order" / "settings.json"
+    at.write_text(content)
+    for script in (search_train, val_train):
+        assert f"{at} is damaged" in one_line(run, script, small_set, copy)
 
 
 def test_w_learns_on_train_and_alpha_on_val(small_set, tmp_path, monkeypatch):
@@ -418,6 +431,13 @@ def test_the_table_agrees_with_scikit_learn_on_the_written_predictions(whole, sm
         and "not for clinical use" in markdown
         and "32 films" in markdown
     )
+
+
+def test_the_option_decides_who_has_too_few_patients_for_an_interval(copy, small_set):
+    run(table_script, small_set, copy, "--min-patients", 99)
+    table = pd.read_csv(copy / "results" / "auc.csv", index_col="finding")
+    assert "fewer than 99 patients" in (copy / "results" / "auc.md").read_text()
+    assert table.loc[list(FINDINGS), "chexnet_low"].isna().all()
 
 
 def test_written_predictions_come_back_exactly(copy, small_set):

@@ -45,7 +45,7 @@ def test_patients_are_drawn_whole_and_as_many_as_there_are():
 
 def test_intervals_are_percentiles_and_differences_are_taken_within_a_resample():
     labels, patients, scores = films()
-    table, averaged, left_out = table_script.auc_table(labels, patients, scores, RESAMPLES, seed=3)
+    table, averaged, left_out = table_script.auc_table(labels, patients, scores, 3, RESAMPLES, 10)
     assert averaged == list(FINDINGS) and not any(left_out.values())
     weights = table_script.draw_patients(patients, RESAMPLES, seed=3)
     each = {
@@ -61,7 +61,7 @@ def test_intervals_are_percentiles_and_differences_are_taken_within_a_resample()
             assert np.allclose(table[f"{name}_{end}"], np.percentile(resampled, percent, axis=0), rtol=0, atol=1e-12)
     table.loc["Parameters (M)", "chexnet"], table.loc["Multiply-adds (G)", "chexnet"] = 7.0, 2.0
     positives = dict.fromkeys(FINDINGS, 40)
-    assert "fewer than" not in table_script.format_table(table, list(scores), positives, averaged, left_out, "", 200)
+    assert "fewer than" not in table_script.format_table(table, [*scores], positives, averaged, left_out, "", 200, 10)
     narrow = table["a_minus_chexnet_high"] - table["a_minus_chexnet_low"]
     assert narrow["Average"] < narrow[list(FINDINGS)].min()
 
@@ -71,9 +71,11 @@ def test_rare_findings_have_no_interval_and_leave_the_average():
     for k, number in enumerate((0, 1, 5, 9, 10)):  # positive patients, one film each
         labels[:, k] = 0
         labels[np.unique(patients, return_index=True)[1][:number], k] = 1
-    table, averaged, left_out = table_script.auc_table(labels, patients, scores, RESAMPLES, seed=0)
+    table, averaged, left_out = table_script.auc_table(labels, patients, scores, 0, RESAMPLES, 10)
     assert math.isnan(table.loc[FINDINGS[0], "a"]) and not math.isnan(table.loc[FINDINGS[1], "a"])
     assert table["a_low"].isna().tolist()[:5] == [True, True, True, True, False]
+    at_six = table_script.auc_table(labels, patients, scores, 0, RESAMPLES, 6)[0]
+    assert at_six["a_low"].isna().tolist()[:5] == [True, True, True, False, False]
     assert averaged == list(FINDINGS[2:]) and left_out[FINDINGS[0]] == RESAMPLES
     # A patient who is one of n is missing from a resample with a probability of (1 - 1/n)^n, about 1/e.
     assert 0.25 < left_out[FINDINGS[1]] / RESAMPLES < 0.5 and left_out[FINDINGS[2]] <= 0.01 * RESAMPLES
@@ -81,7 +83,7 @@ def test_rare_findings_have_no_interval_and_leave_the_average():
 
     table.loc["Parameters (M)", "a"], table.loc["Multiply-adds (G)", "a"] = 7.0, 2.0
     positives = dict(zip(FINDINGS, labels.sum(axis=0).astype(int), strict=True))
-    text = table_script.format_table(table, list(scores), positives, averaged, left_out, "title", RESAMPLES)
+    text = table_script.format_table(table, [*scores], positives, averaged, left_out, "title", RESAMPLES, 10)
     assert f"| {FINDINGS[0]} | 0 | n/a | n/a |" in text and f"{FINDINGS[1]} {left_out[FINDINGS[1]]}" in text
     assert text.count("\\* |") == 6 and "fewer than 10 patients" in text and "Average of 12" in text
     assert "| Parameters (M) |  | 7.00 | – |" in text and "| Multiply-adds (G) |  | 2.000 | – |" in text
