@@ -30,7 +30,7 @@ DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 
 PRETRAINED = {"phantom": False, "chestxray14": True}  # True: start from ImageNet weights
 # A dict has one value per set; a set without its own takes the phantom's.
-CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, at most the film size
+CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
 EPOCHS = {"phantom": 6, "chestxray14": 100}  # passes over train, at most
 BATCH_SIZE = {"phantom": 32, "chestxray14": 32}  # films
 

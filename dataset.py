@@ -2,7 +2,7 @@
 
 A set is a folder with three files:
 
-    images.npy    uint8, shape (N, H, W): the films
+    images.npy    uint8, shape (N, H, W): the films; square ones for training
     labels.csv    one row per film, in the same order: Image Index, Patient ID, Finding Labels, split
     source.json   where it came from, counts per split and finding, seed, checksum of the two files above
 
@@ -203,7 +203,9 @@ class Films:
     def __init__(self, prepared, split, crop, device):
         rows = prepared.rows(split)
         films = torch.from_numpy(np.ascontiguousarray(prepared.images[rows]))
-        size = min(films.shape[1:])
+        height, size = films.shape[1:]
+        if height != size:  # evaluation would squeeze what training crops
+            raise ValueError(f"films of {height} × {size} pixels must be square: prepare the set anew")
         if crop % 32 or not 0 < crop <= size:
             raise ValueError(f"crop {crop} must be a multiple of 32 and at most the films' {size} pixels")
         if 2 * crop < size:  # training would see a corner at full scale, evaluation the whole film reduced
@@ -243,12 +245,10 @@ class Films:
 
     def whole(self, index):
         """index: a slice or (B,) -> the films reduced to the crop size, grey values 0..255 (B, crop, crop)."""
-        b = self.border
-        films = self.films[index]
+        b, films = self.border, self.films[index]
         films = films[:, b : films.shape[1] - b, b : films.shape[2] - b].float()
-        if films.shape[1:] != (self.crop, self.crop):
-            size = (self.crop, self.crop)
-            films = F.interpolate(films[:, None], size, mode="bilinear", antialias=True)[:, 0]
+        if films.shape[1] != self.crop:
+            films = F.interpolate(films[:, None], (self.crop, self.crop), mode="bilinear", antialias=True)[:, 0]
         return films
 
     def normalise(self, films):

@@ -78,7 +78,7 @@ def diagnostics(alphas_normal, alphas_reduce):
     """
     state = {}
     for kind, alphas in (("normal", alphas_normal), ("reduce", alphas_reduce)):
-        state[f"entropy_{kind}"] = edge_entropy(alphas.detach().double()).mean().item()
+        state[f"entropy_{kind}"] = edge_entropy(alphas.detach().cpu().double()).mean().item()
     genotype = derive(alphas_normal, alphas_reduce)
     kept = [op for op, _ in genotype.normal + genotype.reduce]
     return state | {"skips": kept.count("skip_connect"), "pools": sum(op.endswith("pool_3x3") for op in kept)}

@@ -32,7 +32,7 @@ SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 
 # A dict has one value per set; a set without its own takes the phantom's.
-CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, at most the film size
+CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
 C = {"phantom": 8, "chestxray14": 16}  # channels of the first cell
 LAYERS = {"phantom": 5, "chestxray14": 12}  # cells, at least 4
 EPOCHS = {"phantom": 5, "chestxray14": 50}  # passes over train

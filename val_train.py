@@ -6,7 +6,7 @@
 
 Reads   data/<set>/, search_first_order/genotype.txt or search_second_order/genotype.txt
 Writes  weights/<name>_net.pth, and weights/<name>/ with log.txt, metrics.jsonl, settings.json, checkpoint.pt, picture
-        where <name> is first_order, second_order, random_<seed>, or the published cell's or the file's name
+        where <name> is first_order, second_order, random_<seed>, or a cell's or file's (genotype.txt: folder's) name
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 
 # A dict has one value per set; a set without its own takes the phantom's.
-CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, at most the film size
+CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
 C = {"phantom": 16, "chestxray14": 36}  # channels of the first cell
 LAYERS = {"phantom": 5, "chestxray14": 20}  # cells, at least 4
 EPOCHS = {"phantom": 20, "chestxray14": 500}  # passes over train

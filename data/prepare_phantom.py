@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # dataset.py lies one folder up
@@ -429,10 +430,11 @@ def main():
     parser = argparse.ArgumentParser(description="Make the phantom, a synthetic set of chest X-ray films.")
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where it is made (%(default)s)")
     folder = parser.parse_args().folder
-    if (folder / "source.json").exists():
-        print(f"{folder} is there already and left as it is ({NOTICE})")
-        return
-    print(format_counts(prepare(folder)))
+    with FileLock(folder / "lock"):  # of two scripts started on a new clone the second waits, and finds it there
+        if (folder / "source.json").exists():
+            print(f"{folder} is there already and left as it is ({NOTICE})")
+            return
+        print(format_counts(prepare(folder)))
     print(f"made {folder}: {NOTICE}")
 
 

@@ -166,6 +166,12 @@ def test_a_crop_far_below_the_films_size_is_refused(tmp_path):
         Films(load_set(tmp_path / "s"), "train", 32, CPU)
 
 
+def test_films_that_are_not_square_are_refused(data):
+    data.images = data.images[:, :, :-1]
+    with pytest.raises(ValueError, match="films of 64 × 63 pixels must be square"):
+        Films(data, "train", 32, CPU)
+
+
 @pytest.mark.parametrize("crop", [0, 48, 96, -32])
 def test_bad_crops_are_refused_in_one_line(data, crop):
     with pytest.raises(ValueError, match=f"crop {crop} must be a multiple of 32 and at most the films' 64 pixels"):

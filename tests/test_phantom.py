@@ -1,6 +1,8 @@
 """The phantom: same seed same bytes, patients in one split only, enough films per finding, signs in place."""
 
 import json
+import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -51,6 +53,25 @@ def test_same_seed_same_bytes(tmp_path):
     assert tables[0].equals(tables[1])
     assert not tables[0].equals(tables[2])
     assert json.loads((tmp_path / "one" / "source.json").read_text())["notice"] == phantom.NOTICE
+
+
+def test_two_scripts_at_once_draw_it_once(tmp_path, monkeypatch, capsys):
+    second, calls = threading.Thread(target=phantom.main), []
+
+    def prepare(folder):
+        calls.append(folder)
+        if len(calls) == 1:
+            second.start()
+            second.join(timeout=1)  # not locked out, it would be through by now
+        (folder / "source.json").write_text("{}")
+        return {split: {} for split in FEW}
+
+    monkeypatch.setattr(phantom, "prepare", prepare)
+    monkeypatch.setattr(phantom, "format_counts", str)
+    monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(tmp_path / "phantom")])
+    phantom.main()
+    second.join()
+    assert calls == [tmp_path / "phantom"] and "left as it is" in capsys.readouterr().out
 
 
 def test_a_film_does_not_depend_on_the_films_before_it():
