@@ -76,7 +76,7 @@ class Architect:
         return val_loss, gradients[len(w) :], gradients[: len(w)], w_grads
 
     def virtual_step(self, w, w_grads, xi):
-        """w' = w − ξ(μ · momentum + ∇w L_train(w, α) + λw): the next SGD step, unclipped."""
+        """w' = w − ξ(μ · momentum + ∇w L_train(w, α) + λw): eq. 6 for SGD with momentum and weight decay, unclipped."""
         group = self.w_optimizer.param_groups[0]
         w_virtual = []
         for p, value, gradient in zip(self.network.weight_parameters(), w, w_grads, strict=True):

@@ -36,7 +36,7 @@ EDGES_FROM = [[e for e, (i, _) in enumerate(EDGES) if i == n] for n in range(INP
 
 
 class MixedEdges(nn.Module):
-    """The mixed operations (eq. 2) of all E edges that leave one node."""
+    """The mixed operations (eq. 2), Σ_o softmax(α)_o · o(x), of all E edges that leave one node."""
 
     def __init__(self, C, E, stride):
         super().__init__()
@@ -66,14 +66,14 @@ class MixedEdges(nn.Module):
         """x (B, C, H, W), weights (E, operations) -> E tensors (B, C, H/stride, W/stride), one an edge."""
         weights = dict(zip(PRIMITIVES, weights.unbind(dim=1), strict=True))
         positive = self.relu(x)
-        mixed = total(
+        convolved = total(
             self.bns[name](conv(positive), weights[name].repeat_interleave(self.C)) for name, conv in self.convs.items()
         )
         # Weighted sums for all edges at once: (E, operations) times (operations, B·H·W·C), channels-last as stored.
         plain = torch.stack([op(x).permute(0, 2, 3, 1) for op in self.plain.values()])
         plain_weights = torch.stack([weights[name] for name in self.plain], dim=1)
         plain = (plain_weights @ plain.flatten(1)).view(-1, *plain.shape[1:]).permute(0, 1, 4, 2, 3)
-        return [a + b for a, b in zip(mixed.chunk(len(plain), dim=1), plain, strict=True)]
+        return [a + b for a, b in zip(convolved.chunk(len(plain), dim=1), plain, strict=True)]  # `none` adds 0
 
 
 class Cell(nn.Module):

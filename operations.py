@@ -159,7 +159,7 @@ class Separable(nn.Module):
     def __init__(self, C, kernel_size, stride=1, dilation=1, E=1, shared=True):
         super().__init__()
         self.C, self.E, self.stride, self.dilation, self.shared = C, E, stride, dilation, shared or E == 1
-        # A grouped convolution draws its initial weights from the fan-in of one group: as E modules would.
+        # Both only hold weights. A grouped convolution draws them from the fan-in of one group: as E modules would.
         self.depthwise = nn.Conv2d(E * C, E * C, kernel_size, groups=E * C, bias=False)
         self.pointwise = nn.Conv2d(E * C, E * C, 1, groups=E, bias=False)
 

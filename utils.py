@@ -109,7 +109,7 @@ def descend(loss, weights, optimizer, clip, average):
         w.grad = gradient
     norm = torch.nn.utils.clip_grad_norm_(weights, clip)
     optimizer.step()
-    return loss + 0 * norm  # not finite where the gradient is not: w is not, then
+    return loss + 0 * norm  # a gradient that is not finite makes the loss NaN, which ends the run
 
 
 def train_epoch(forward, network, sampler, losses, optimizer, clip, run):

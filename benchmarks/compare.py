@@ -109,13 +109,13 @@ def format_table(trained, title):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="others than those of any choice")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="none that a setting was chosen with")
     parser.add_argument("--random", type=int, default=5, help="random cells for each seed")
     parser.add_argument("--dataset", default="phantom", help="a prepared set")
     parser.add_argument("--data", default="data", help="folder of the prepared sets")
     parser.add_argument("--out", default="compare", help="where everything is written")
-    for script, default in (("search", "search_train.py"), ("train", "val_train.py"), ("chexnet", "chexnet.py")):
-        parser.add_argument(f"--{script}", default="", help=f'options for {default}, in one string, "--epochs 3"')
+    for name, script in (("search", "search_train.py"), ("train", "val_train.py"), ("chexnet", "chexnet.py")):
+        parser.add_argument(f"--{name}", default="", help=f'options for {script} in one string: --{name}="--epochs 3"')
     options = parser.parse_args(arguments)
 
     trained = collect([run_seed(options, seed) for seed in options.seeds])

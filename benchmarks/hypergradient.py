@@ -46,10 +46,7 @@ def search(architect, trn_sampler, val_sampler, steps):
         trn, val = trn_sampler.next(), val_sampler.next()
         architect.step(trn, val)
         loss = criterion(network(trn[0]), trn[1])
-        architect.w_optimizer.zero_grad()
-        loss.backward(inputs=network.weight_parameters())
-        torch.nn.utils.clip_grad_norm_(network.weight_parameters(), 5.0)
-        architect.w_optimizer.step()
+        utils.descend(loss, network.weight_parameters(), architect.w_optimizer, 5.0, list)
 
 
 def convert(architect, dtype, smooth):
