@@ -1,11 +1,11 @@
 """Which cells are better: searched with either order or with the exact product, or drawn at random; beside CheXNet.
 
-    python -m benchmarks.compare --seeds 1 2 3      hours: about 50 minutes a seed on 2 CPU cores (phantom)
+    python -m benchmarks.compare --seeds 1 2 3      hours: about 50 minutes a seed on one CPU core (phantom)
 
 For each seed: a first-order search, a second-order one with the paper's product and one with the exact product; a
 training of each cell found and of random cells, other ones for every seed; CheXNet; and the test AUC. Cells share one
-recipe, the default of val_train.py; CheXNet has its own. Each part is a script's run below <out>/seed_<seed>/, so stop
-this and start it again as you like: what is finished is not run again.
+recipe, the default of val_train.py; CheXNet has its own. Each part is a script's run below <out>/seed_<seed>/: stop
+this and start it again as you like, or start one per core with seeds of its own; what is finished is not run again.
 
 Prints a table over the seeds and writes it to <out>/compare.md, every run to <out>/compare.csv, a figure beside them.
 """
@@ -118,9 +118,9 @@ def main(arguments=None):
         parser.add_argument(f"--{name}", default="", help=f'options for {script} in one string: --{name}="--epochs 3"')
     options = parser.parse_args(arguments)
 
-    trained = collect([run_seed(options, seed) for seed in options.seeds])
-    seeds = ", ".join(map(str, options.seeds))
-    text = format_table(trained, f"Average AUC on the test split of {options.dataset}, seeds {seeds}")
+    trained = collect(folders := [run_seed(options, seed) for seed in options.seeds])
+    title = (folders[0] / "results" / "auc.md").read_text(encoding="utf-8").split("**")[1]
+    text = format_table(trained, f"Average {title}; seeds {', '.join(map(str, options.seeds))}")
     out = Path(options.out)
     trained.to_csv(out / "compare.csv", index=False)
     (out / "compare.md").write_text(text, encoding="utf-8")

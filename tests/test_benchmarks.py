@@ -72,6 +72,7 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_s
         assert trained.loc[name, "auc"] == table.loc["Average", name]
     mean, deviation = trained["auc"][["random_0", "random_1"]].agg(["mean", "std"])
     assert f"| random | 2 | {mean:.3f} ± {deviation:.3f} | – |" in (tmp_path / "compare.md").read_text()
+    assert "**Average AUC on the test split of small: 32 films, " in (tmp_path / "compare.md").read_text()
     settings = json.loads((tmp_path / "seed_3/exact/search_second_order/settings.json").read_text())
     assert settings["settings"]["exact_product"] and (tmp_path / "compare.png").exists()
 
