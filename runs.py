@@ -179,7 +179,7 @@ class Run:
             self.ranks.wait()
             number = self.ranks.signal or signal.SIGTERM
             name = signal.Signals(number).name
-            print(f"stopped by {name}; the same command (without --fresh) goes on from here", file=sys.stderr)
+            print(f"stopped by {name}; the same command goes on from here (without --fresh)", file=sys.stderr)
             raise SystemExit(128 + number)
         if time.perf_counter() - self.saved_at > 60 * self.minutes:
             self.save()
