@@ -17,9 +17,9 @@ from torchvision.models import DenseNet121_Weights, densenet121
 import utils
 import visualize
 from dataset import FINDINGS, Films, Sampler, open_set
-from ranks import Ranks
-from runs import TRAINING_HEADER, Run
-from settings import guarded, one_line_errors, parse_settings
+from support.ranks import Ranks
+from support.runs import TRAINING_HEADER, Run
+from support.settings import guarded, one_line_errors, parse_settings
 
 DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets

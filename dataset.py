@@ -22,6 +22,8 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
+from support.files import replacing, write
+
 FINDINGS = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
@@ -143,15 +145,12 @@ def write_set(folder, images, table, source):
     check_table(table, len(images))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "source.json").unlink(missing_ok=True)
-    with open(folder / "images.npy.part", "wb") as file:
+    with replacing(folder / "images.npy") as file:
         np.save(file, images)
-    (folder / "images.npy.part").replace(folder / "images.npy")
-    table.to_csv(folder / "labels.csv.part", index=False, lineterminator="\n")
-    (folder / "labels.csv.part").replace(folder / "labels.csv")
+    write(folder / "labels.csv", table.to_csv(index=False, lineterminator="\n"))
     counts = count_findings(table)
     record = source | {"counts": counts, "checksum": set_checksum(folder)}
-    (folder / "source.json.part").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / "source.json.part").replace(folder / "source.json")
+    write(folder / "source.json", json.dumps(record, indent=1) + "\n")
     return counts
 
 

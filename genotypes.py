@@ -10,6 +10,8 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+from support.files import write
+
 # The candidate operations of the paper's section 3.1, in the order of its authors' code and of the columns of α.
 PRIMITIVES = (
     "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect",
@@ -182,12 +184,9 @@ def load_genotype(path):
 
 
 def save_genotype(path, genotype):
-    """Write a genotype.txt, checked, beside its place and renamed into it."""
+    """Write a genotype.txt, checked."""
     check_genotype(genotype)
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(format_genotype(genotype) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write(path, format_genotype(genotype) + "\n")
 
 
 def _cells(normal, reduce):

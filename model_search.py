@@ -1,6 +1,6 @@
 """The supernet of DARTS: every edge of a cell carries a softmax-weighted mix of all operations (eq. 2).
 
-The textbook builds one module per edge and operation (tests/textbook.py does). This file computes the same
+The textbook builds one module per edge and operation (textbook.py does). This file computes the same
 function, to rounding, source node by source node. All edges (i, j) that leave node i read the same x_i, so
 
 - what has no weights is computed once for all of them: the ReLU, max pool + BN, avg pool + BN;

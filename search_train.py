@@ -18,9 +18,9 @@ from architect import Architect
 from dataset import FINDINGS, Films, Sampler, open_set
 from genotypes import diagnostics, format_genotype, save_genotype
 from model_search import Network
-from ranks import Ranks
-from runs import Run
-from settings import fail, guarded, one_line_errors, parse_settings
+from support.ranks import Ranks
+from support.runs import Run
+from support.settings import fail, guarded, one_line_errors, parse_settings
 
 SECOND_ORDER = False  # False: first order, ξ = 0; True: second order, ξ = the learning rate of w
 EXACT_PRODUCT = False  # second order only; False: the paper's finite differences (eq. 8); True: differentiate twice

@@ -21,7 +21,8 @@ import visualize
 from chexnet import CheXNet
 from dataset import FINDINGS, Films, open_set
 from genotypes import parse_genotype
-from settings import guarded, one_line_errors, parse_settings
+from support.files import load_state
+from support.settings import guarded, one_line_errors, parse_settings
 
 SECOND_ORDER = False  # which order's network must be there: False: first order, True: second order
 PREDICTIONS = []  # NAME=FILE.csv: another model's column, from `Image Index` and one `prob_<finding>` per finding
@@ -38,7 +39,7 @@ MIN_PATIENTS = 10  # with a finding, for an interval of its AUC
 def load_network(path):
     """The network in a weights file, and the file's plain data. Raises ValueError."""
     try:
-        saved = utils.load(path)
+        saved = load_state(path)
         settings, genotype = saved["settings"], saved["settings"].get("genotype")
         if genotype is None:
             network = CheXNet(len(FINDINGS))

@@ -1,16 +1,14 @@
-"""What the scripts share: devices and seeds, losses, one training epoch, prediction, AUC, files."""
+"""What the scripts share: devices and seeds, losses, one training epoch, prediction, AUC."""
 
-import io
 import math
 import os
-import zipfile
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
-from settings import fail
+from support.settings import fail
 
 
 def select_device(name):
@@ -164,36 +162,3 @@ def mean_auc(auc):
     """Mean over the findings that have one; NaN if none has."""
     scored = [value for value in auc if not math.isnan(value)]
     return float(np.mean(scored)) if scored else math.nan
-
-
-# --- Files
-
-
-def write_atomically(path, content, before=None):
-    """Write bytes beside `path`, and rename: no one meets half a file. An old file becomes `before`, if given."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # of a full disk, which does not say where
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    if before is not None and path.exists():
-        path.replace(before)
-    partial.replace(path)
-
-
-def dump(state):
-    """`state` as torch.save writes it."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
-
-
-def load(path):
-    """What torch.save wrote: plain tensors and plain Python. Raises where a byte is wrong, as torch.load does not."""
-    with zipfile.ZipFile(path) as file:
-        if damaged := file.testzip():
-            raise ValueError(f"{damaged} in it is damaged")
-    return torch.load(path, map_location="cpu", weights_only=True)

@@ -18,9 +18,9 @@ import visualize
 from dataset import FINDINGS, Films, Sampler, open_set
 from genotypes import PUBLISHED, format_genotype, load_genotype, random_genotype
 from model_eval import Network
-from ranks import Ranks
-from runs import TRAINING_HEADER, Run, read_run
-from settings import guarded, one_line_errors, parse_settings
+from support.ranks import Ranks
+from support.runs import TRAINING_HEADER, Run, read_run
+from support.settings import guarded, one_line_errors, parse_settings
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
 GENOTYPE = ""  # another cell instead: a file, "random" (drawn with SEED), or a name in genotypes.PUBLISHED

@@ -33,6 +33,7 @@ from genotypes import (
     load_genotype,
     parse_genotype,
 )
+from support.files import replacing
 
 COLOURS = ("#00204d", "#c8553d", "#3b8bc4", "#8a8678", "#d9a400", "#5b2a86", "#58a55c", "#1b1b1b")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 2)))
@@ -51,11 +52,10 @@ COLUMN, FIRST_TRACK, TRACK, CELL_HEIGHT = 1.9, 0.5, 0.29, 3.35  # inches, of a d
 
 
 def _save(save, path, **options):
-    """Let `save` write beside `path`, then rename into it, so that nobody sees half a picture."""
+    """Let `save` write to `path`, as a whole or not at all."""
     path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    save(partial, format=path.suffix[1:], **options)
-    partial.replace(path)
+    with replacing(path) as file:
+        save(file, format=path.suffix[1:], **options)
 
 
 def _panels(count, columns, width, height):

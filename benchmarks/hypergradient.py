@@ -25,7 +25,7 @@ import utils
 from architect import Architect
 from dataset import FINDINGS, Films, Sampler, open_set
 from model_search import Network
-from tests.textbook import smooth_twin
+from textbook import smooth_twin
 
 RADII = [10.0**-k for k in range(1, 9)]
 W_LR = 0.1  # SGD's learning rate, also ξ; the phantom's

@@ -3,7 +3,7 @@
     python -m benchmarks.speed --setting small    4 minutes on 2 CPU cores; without the option far longer
 
 A search step is an α step and a w step. The original's way: contiguous tensors, one module per edge and operation, a
-new network for every virtual step, all weight gradients in every pass (tests/textbook.py). Both sides take the same
+new network for every virtual step, all weight gradients in every pass (textbook.py). Both sides take the same
 inputs in the same process in turn, and the medians of their steps are compared; memory is the peak of a process of
 its own for each side. The derived network and CheXNet are timed against the same modules run the plain way:
 contiguous, every convolution as written down. Prints a Markdown table.
@@ -23,12 +23,12 @@ import torch
 
 import model_eval
 import model_search
+import textbook
 import utils
 from architect import Architect
 from chexnet import CheXNet
 from dataset import FINDINGS
 from genotypes import PUBLISHED
-from tests import textbook
 
 CELL = PUBLISHED["CHESTXRAY14_FIRST_ORDER"]
 # name: C and cells of the supernet, C and cells of the derived network, pixels, films in a batch

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 import model_search
+import textbook
 from architect import Architect
-from tests import textbook
 
 CLASSES = 3
 XI, MOMENTUM, WEIGHT_DECAY = 0.025, 0.9, 3e-4

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import compare, hypergradient, speed
-from settings import parse_settings
+from support.settings import parse_settings
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
 

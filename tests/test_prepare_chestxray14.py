@@ -27,7 +27,7 @@ from PIL import Image
 import search_train
 from data import prepare_chestxray14 as chestxray14
 from dataset import FINDINGS, SPLITS, count_findings, encode_findings, load_set
-from settings import parse_settings
+from support.settings import parse_settings
 from tests.loopback import serve
 
 REPO = Path(__file__).parents[1]

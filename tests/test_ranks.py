@@ -18,7 +18,7 @@ from dataset import FINDINGS, Films, Sampler, load_set
 from genotypes import PUBLISHED
 from model_eval import Network as DerivedNetwork
 from model_search import Network
-from ranks import Ranks
+from support.ranks import Ranks
 from tests.test_resume import SCRIPTS, compare, start
 from tests.test_scripts import NETWORK, ROOT, SMALL, equal, metrics
 
@@ -88,7 +88,7 @@ def worker(data, out):
 
 def share(ranks, batches, network, seen):
     """Run.share without a run; notes the batches."""
-    from runs import Run
+    from support.runs import Run
 
     for batch in Run.share(SimpleNamespace(ranks=ranks, pause=lambda: None), batches, network):
         seen.append((batch.start, batch.stop))

@@ -15,12 +15,12 @@ import torch
 from filelock import FileLock
 
 import chexnet
-import runs
 import search_train
 import val_train
 from dataset import Films, Sampler
 from model_search import Network
-from settings import guarded, parse_settings
+from support import runs
+from support.settings import guarded, parse_settings
 from tests.test_scripts import NETWORK, ROOT, SMALL, equal, metrics
 
 SCRIPTS = {

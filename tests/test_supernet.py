@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional as F
 
 import model_search
+import textbook
 from architect import Architect
 from genotypes import EDGES, PRIMITIVES
 from model_search import EDGES_FROM
 from operations import Separable, SeparableConv
-from tests import textbook
 
 SIZES = [(4, 5, 32), (20, 4, 32), (36, 4, 96)]  # C, cells, pixels: every branch of operations.Separable
 CLASSES = 3

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 import utils
 from dataset import FINDINGS, Films, Sampler, load_set
-from settings import parse_settings, read_constants
+from support.settings import parse_settings, read_constants
 
 SCRIPT = '''"""What it does.
 

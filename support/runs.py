@@ -22,8 +22,8 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from settings import WITHOUT_EFFECT, fail, refuse_changes
-from utils import dump, load, write_atomically
+from support.files import load_state, save_state, write
+from support.settings import WITHOUT_EFFECT, fail, refuse_changes
 
 TRAINING_HEADER = "epoch         lr   train loss   val loss   val AUC"
 LOGS = ("log.txt", "metrics.jsonl")
@@ -87,7 +87,7 @@ class Run:
             refuse_changes(at, old["settings"], self.settings)
         if not at.exists() or not saved:
             record = {"settings": self.settings, "environment": self.ranks.environment()}
-            write_atomically(at, (json.dumps(record, indent=1) + "\n").encode())
+            write(at, json.dumps(record, indent=1) + "\n")
 
     def take_lock(self):
         """Refuse a folder in which another process works."""
@@ -113,7 +113,7 @@ class Run:
             # The next one written shall not put a damaged one in the place of the good one.
             self.spare = self.before if path == self.checkpoint else None
             try:
-                return load(path)
+                return load_state(path)
             except Exception as error:  # whatever zipfile and torch raise for a damaged file
                 print(f"warning: {path} is damaged ({error}): going on from the checkpoint before it")
         if there:
@@ -211,7 +211,7 @@ class Run:
             weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
             state = {"weights": weights, "epoch": progress["epoch"], "val_auc": auc, "settings": self.settings}
             if self.ranks.rank == 0:
-                write_atomically(self.best, dump(state))
+                save_state(self.best, state)
         losses = f"{row['train_loss']:10.4f}   {row['val_loss']:8.4f}"
         self.log(f"{progress['epoch']:5}   {row['lr']:8.1e}   {losses}   {auc:7.3f}{'  best so far' if better else ''}")
         self.end_epoch({"epoch": progress["epoch"]} | row | {"val_auc": auc})
@@ -246,5 +246,5 @@ class Run:
         }
         lengths = {name: (self.folder / name).stat().st_size for name in LOGS if (self.folder / name).exists()}
         state = {"tracked": states, "progress": self.progress, "lengths": lengths, "seconds": self.seconds()}
-        write_atomically(self.checkpoint, dump(state | {"finished": finished}), self.spare)
+        save_state(self.checkpoint, state | {"finished": finished}, self.spare)
         self.spare = self.before
