@@ -12,6 +12,8 @@ import torch
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from support.ranks import average
+
 
 class Architect:
     """Makes α steps on `network`, whose weights, momentum and BatchNorm buffers it only reads.
@@ -21,14 +23,11 @@ class Architect:
     weight gradient in passes that need ∇α alone; these are most of the cost of a pass.
     """
 
-    def __init__(self, network, criterion, w_optimizer, alpha_optimizer, second_order, exact=False, average=list):
-        """w_optimizer: the SGD of w (eq. 7 assumes it); exact: the product of eq. 7 by differentiating twice.
-
-        average: makes the mean over ranks of tensors, once for each gradient; by default there is one rank.
-        """
+    def __init__(self, network, criterion, w_optimizer, alpha_optimizer, second_order, exact=False):
+        """w_optimizer: the SGD of w (eq. 7 assumes it); exact: the product of eq. 7 by differentiating twice."""
         self.network, self.criterion = network, criterion
         self.w_optimizer, self.alpha_optimizer = w_optimizer, alpha_optimizer
-        self.second_order, self.exact, self.average = second_order, exact, average
+        self.second_order, self.exact = second_order, exact
         arch = {id(alpha) for alpha in network.arch_parameters()}
         self.names = [name for name, p in network.named_parameters() if id(p) not in arch]
         self.arch_names = [name for name, p in network.named_parameters() if id(p) in arch]
@@ -53,26 +52,26 @@ class Architect:
         """First order, ξ = 0: L_val and ∇α L_val(w, α)."""
         w, alpha = self.values()
         loss = self.loss(w, alpha, val)
-        loss, *gradients = self.average([loss.detach(), *torch.autograd.grad(loss, alpha)])
+        loss, *gradients = average([loss.detach(), *torch.autograd.grad(loss, alpha)])
         return loss, gradients
 
     def second(self, trn, val, xi):
         """Second order (eq. 7): L_val(w', α) and ∇α L_val(w', α) − ξ ∇²α,w L_train(w, α) · v."""
         loss, first_term, v, w_grads = self.look_ahead(trn, val, xi)
         product = self.exact_product(w_grads, v) if self.exact else self.finite_difference_product(v, trn)
-        return loss, [g - xi * p for g, p in zip(first_term, self.average(product), strict=True)]
+        return loss, [g - xi * p for g, p in zip(first_term, average(product), strict=True)]
 
     def look_ahead(self, trn, val, xi):
         """L_val(w', α), ∇α L_val(w', α), v = ∇w' L_val(w', α), and ∇w L_train(w, α) (with its graph if exact)."""
         w, alpha = self.values()
         w_graph = [p.detach().requires_grad_() for p in w]
         trn_alpha = alpha if self.exact else [a.detach() for a in alpha]
-        # The loss gets no name: its graph would lie about in memory through the next pass (peak 6.1 GB, not 5.1).
+        # The loss gets no name, which would keep its graph in memory through the next pass (peak 6.1 GB, not 5.1).
         w_grads = torch.autograd.grad(self.loss(w_graph, trn_alpha, trn), w_graph, create_graph=self.exact)
-        w_virtual = self.virtual_step(w, self.average([g.detach() for g in w_grads]), xi)
+        w_virtual = self.virtual_step(w, average([g.detach() for g in w_grads]), xi)
         val_loss = self.loss([p.requires_grad_() for p in w_virtual], alpha, val)
         gradients = torch.autograd.grad(val_loss, [*w_virtual, *alpha])
-        val_loss, *gradients = self.average([val_loss.detach(), *gradients])
+        val_loss, *gradients = average([val_loss.detach(), *gradients])
         return val_loss, gradients[len(w) :], gradients[: len(w)], w_grads
 
     def virtual_step(self, w, w_grads, xi):

@@ -6,20 +6,23 @@ Reads   data/<set>/, and for PRETRAINED weights/densenet121-a639ec97.pth, else t
 Writes  weights/chexnet_net.pth, and weights/chexnet/ with log.txt, metrics.jsonl, settings.json, checkpoint.pt, picture
 """
 
-import math
 import re
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchvision.models import DenseNet121_Weights, densenet121
 
 import utils
 import visualize
-from dataset import FINDINGS, Films, Sampler, open_set
-from support.ranks import Ranks
-from support.runs import TRAINING_HEADER, Run
-from support.settings import guarded, one_line_errors, parse_settings
+from dataset import FINDINGS, Sampler, open_splits
+from scores import evaluate
+from support import ranks
+from support.files import InputError
+from support.runs import Run
+from support.settings import start
 
 DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
@@ -35,12 +38,10 @@ EPOCHS = {"phantom": 6, "chestxray14": 100}  # passes over train, at most
 BATCH_SIZE = {"phantom": 32, "chestxray14": 32}  # films
 
 LR = {"phantom": 1e-3, "chestxray14": 1e-4}  # Adam's learning rate at the start
-PATIENCE = 1  # epochs without a better val AUC that are borne; the next divides the learning rate by 10
+PATIENCE = 1  # epochs in a row without a better val AUC that change nothing; one more divides the rate by 10
 LR_STOP = 1e-7  # training ends when the learning rate falls below
 START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
-LOG_EVERY = 10  # steps between readings of the loss
-CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
-DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (README says what it costs)
+DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
 
 class CheXNet(nn.Module):
@@ -64,13 +65,14 @@ class CheXNet(nn.Module):
 
 
 def imagenet_weights(folder):
-    """torchvision's DenseNet-121 weights from `folder`, downloaded into it where missing. Raises ValueError."""
+    """torchvision's DenseNet-121 weights from `folder`, downloaded into it where missing. Raises InputError."""
     url = DenseNet121_Weights.IMAGENET1K_V1.url
     path = Path(folder) / url.rpartition("/")[2]
     try:
-        state = torch.hub.load_state_dict_from_url(url, model_dir=folder, map_location="cpu", weights_only=True)
+        with ranks.first_rank_first():  # which downloads
+            state = torch.hub.load_state_dict_from_url(url, model_dir=folder, map_location="cpu", weights_only=True)
     except Exception as error:  # no network, a broken file, a full disk: each means the same to the user
-        raise ValueError(
+        raise InputError(
             f"{path}: ImageNet weights cannot be read or downloaded ({type(error).__name__}); "
             f"put {url} there by hand, or pass --no-pretrained"
         ) from None
@@ -79,46 +81,48 @@ def imagenet_weights(folder):
 
 
 def main(settings):
-    ranks = Ranks(utils.select_device(settings.device))
-    device = ranks.device
+    device = utils.select_device(settings.device)
     generator = utils.seed_everything(settings.seed, device, settings.deterministic)
-    with one_line_errors():
-        with ranks.first_rank_first():  # who makes the phantom if it is not there
-            data = open_set(settings.data, settings.dataset)
-        trn_films = Films(data, "train", settings.crop, device)
-        val_films = Films(data, "val", settings.crop, device)
-        sampler = Sampler(trn_films, settings.batch_size, generator, ranks.part(settings.batch_size))
-    weights = Path(settings.out) / "weights"
-    run = Run(weights / "chexnet", settings, ranks, {"checksum": data.checksum}, product=weights / "chexnet_net.pth")
+    data, trn_films, val_films = open_splits(settings.data, settings.dataset, settings.crop, device, "train", "val")
+    sampler = Sampler(trn_films, settings.batch_size, generator)
+    out = Path(settings.out) / "weights"
+    run = Run(out / "chexnet", settings, device, {"checksum": data.checksum}, product=out / "chexnet_net.pth")
     if run.finished:
         return
 
-    with one_line_errors(), ranks.first_rank_first():  # who downloads; a continued run has its weights saved
-        network = CheXNet(len(FINDINGS), settings.pretrained and run.new, weights).to(device)
+    # A run that goes on has its weights in the checkpoint.
+    network = CheXNet(len(FINDINGS), settings.pretrained and run.new, out).to(device)
     if settings.start_at_prevalence:
         utils.start_at_prevalence(network.classifier, trn_films.labels)
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=device.type == "cuda")
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, "max", factor=0.1, patience=settings.patience, threshold=0
-    )
-    losses = utils.Losses(sampler)
-    run.track(losses, network=network, optimizer=optimizer, scheduler=scheduler, sampler=sampler, generator=generator)
-    progress = run.restore()
+    weights = list(network.parameters())
+    optimizer = Adam(weights, settings.lr, fused=device.type == "cuda")  # fused: one kernel for all parameters
+    scheduler = ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=settings.patience, threshold=0)
+    run.restore(network=network, optimizer=optimizer, scheduler=scheduler, train=sampler, generator=generator)
     if run.new:
-        millions = sum(p.numel() for p in network.parameters()) / 1e6
         run.log(f"CheXNet, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
-        run.log(f"DenseNet-121: {millions:.2f} M parameters\n{TRAINING_HEADER}")
+        run.log(f"DenseNet-121: {sum(p.numel() for p in weights) / 1e6:.2f} M parameters")
+        run.log("epoch         lr   train loss   val loss   val AUC")
 
-    while progress["epoch"] < settings.epochs and optimizer.param_groups[0]["lr"] >= settings.lr_stop:
+    for epoch in run.epochs(settings.epochs):
         lr = optimizer.param_groups[0]["lr"]
-        trn_loss = utils.train_epoch(network, network, sampler, losses, optimizer, math.inf, run)
-        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size, run)
+        if lr < settings.lr_stop:
+            break
+        network.train()
+        for _ in run.steps(len(sampler)):
+            films, labels = sampler.next()
+            with utils.autocast(device):
+                loss = utils.criterion(network(films), labels)
+            run.add(train=utils.descend(loss, weights, optimizer))
+
+        trn_loss = run.means()["train"]
+        auc, val_loss = evaluate(network, val_films, settings.batch_size, run.pause)
         scheduler.step(auc)
-        run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc)
-    if ranks.rank == 0:
-        visualize.draw_run(run.folder)
-    run.finish_training()
+        if run.is_best(auc):
+            run.save_weights(network)
+        shown = f"{epoch:5}   {lr:8.1e}   {trn_loss:10.4f}   {val_loss:8.4f}   {auc:7.3f}"
+        run.end_epoch(shown, lr=lr, train_loss=trn_loss, val_loss=val_loss, val_auc=auc)
+    run.finish(visualize.draw_run)
 
 
 if __name__ == "__main__":
-    guarded(main, parse_settings(__file__))
+    start(main, __file__)

@@ -22,7 +22,8 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from support.files import replacing, write
+from support import ranks
+from support.files import InputError, replacing, write
 
 FINDINGS = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -64,7 +65,7 @@ def encode_findings(finding_labels):
             continue
         for finding in str(text).split("|"):
             if finding not in column:
-                raise ValueError(f"row {row + 1}: unknown finding {finding!r}")
+                raise InputError(f"row {row + 1}: unknown finding {finding!r}")
             labels[row, column[finding]] = 1
     return labels
 
@@ -73,29 +74,29 @@ def check_table(table, films):
     """The labels of `table` as an array; ValueError, naming the row, unless it describes `films` films."""
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
-        raise ValueError(f"no column {missing[0]!r}")
+        raise InputError(f"no column {missing[0]!r}")
     if len(table) != films:
-        raise ValueError(f"{len(table)} rows for the {films} films of images.npy")
+        raise InputError(f"{len(table)} rows for the {films} films of images.npy")
     labels = encode_findings(table["Finding Labels"])
     for column, values in (("split", SPLITS), ("Image Index", None)):
         bad = ~table[column].isin(values) if values else table[column].duplicated()
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             problem = f"must be one of {', '.join(values)}" if values else "is there twice"
-            raise ValueError(f"row {row + 1}: {column} {table[column].iloc[row]!r} {problem}")
+            raise InputError(f"row {row + 1}: {column} {table[column].iloc[row]!r} {problem}")
     first = table.drop_duplicates("Patient ID").set_index("Patient ID")["split"]
     elsewhere = table["split"].to_numpy() != first.loc[table["Patient ID"]].to_numpy()
     if elsewhere.any():
         row = table.iloc[int(np.flatnonzero(elsewhere)[0])]
-        raise ValueError(
+        raise InputError(
             f"row {row.name + 1}: patient {row['Patient ID']} is in {row['split']} and in {first[row['Patient ID']]}"
         )
     for split in SPLITS:
         inside = labels[(table["split"] == split).to_numpy()]
         if not len(inside):
-            raise ValueError(f"split {split!r} has no film")
+            raise InputError(f"split {split!r} has no film")
         if (inside.min(axis=0) == inside.max(axis=0)).all():
-            raise ValueError(f"split {split!r} has no finding with a positive and a negative film: it gives no AUC")
+            raise InputError(f"split {split!r} has no finding with a positive and a negative film: it gives no AUC")
     return labels
 
 
@@ -140,7 +141,7 @@ def write_set(folder, images, table, source):
     """
     folder = Path(folder)
     if images.dtype != np.uint8 or images.ndim != 3:
-        raise ValueError(f"images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
+        raise InputError(f"images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
     table = table[COLUMNS].reset_index(drop=True)
     check_table(table, len(images))
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,12 +160,12 @@ def load_set(folder):
     folder = Path(folder)
     for name in ("images.npy", "labels.csv", "source.json"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing: prepare the set first (see README, 'Data')")
+            raise InputError(f"{folder / name} is missing: prepare the set first (see README, 'Data')")
     at = folder / "images.npy"
     try:
         images = np.load(at, mmap_mode="r", allow_pickle=False)
         if images.dtype != np.uint8 or images.ndim != 3:
-            raise ValueError(f"must be uint8 (N, H, W), not {images.dtype} {images.shape}")
+            raise InputError(f"must be uint8 (N, H, W), not {images.dtype} {images.shape}")
         at = folder / "labels.csv"
         table = pd.read_csv(at, dtype={"Image Index": str, "Finding Labels": str}, keep_default_na=False)
         labels = check_table(table, len(images))
@@ -172,20 +173,27 @@ def load_set(folder):
         source = json.loads(at.read_text(encoding="utf-8"))
         checksum, notice = source["checksum"], source.get("notice", "not for clinical use")
         if checksum != set_checksum(folder):
-            raise ValueError("its checksum does not fit images.npy and labels.csv: prepare the set anew")
+            raise InputError("its checksum does not fit images.npy and labels.csv: prepare the set anew")
     except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
-        raise ValueError(f"{at}: {error}") from None
+        raise InputError(f"{at}: {error}") from None
     return PreparedSet(folder.name, images, labels, table, checksum, notice)
 
 
 def open_set(data, name):
     """`load_set` of the set `name` below the folder `data`; the phantom is made there on first use."""
     folder = Path(data) / name
-    if name == "phantom" and not (folder / "source.json").exists():
-        script = Path(__file__).parent / "data" / "prepare_phantom.py"
-        if subprocess.run([sys.executable, script, folder]).returncode:
-            raise ValueError(f"{folder}: {script.name} could not make the phantom set, see above")
+    with ranks.first_rank_first():
+        if name == "phantom" and not (folder / "source.json").exists():
+            script = Path(__file__).parent / "data" / "prepare_phantom.py"
+            if subprocess.run([sys.executable, script, folder]).returncode:
+                raise InputError(f"{folder}: {script.name} could not make the phantom set, see above")
     return load_set(folder)
+
+
+def open_splits(data, name, crop, device, *splits):
+    """The set `name` below the folder `data`, and `Films` of each of the splits. Raises InputError."""
+    prepared = open_set(data, name)
+    return prepared, *(Films(prepared, split, crop, device) for split in splits)
 
 
 # --- Batches on the device
@@ -204,11 +212,11 @@ class Films:
         films = torch.from_numpy(np.ascontiguousarray(prepared.images[rows]))
         height, size = films.shape[1:]
         if height != size:  # evaluation would squeeze what training crops
-            raise ValueError(f"films of {height} × {size} pixels must be square: prepare the set anew")
+            raise InputError(f"films of {height} × {size} pixels must be square: prepare the set anew")
         if crop % 32 or not 0 < crop <= size:
-            raise ValueError(f"crop {crop} must be a multiple of 32 and at most the films' {size} pixels")
+            raise InputError(f"crop {crop} must be a multiple of 32 and at most the films' {size} pixels")
         if 2 * crop < size:  # training would see a corner at full scale, evaluation the whole film reduced
-            raise ValueError(f"crop {crop} is less than half of the films' {size} pixels: pass a larger --crop")
+            raise InputError(f"crop {crop} is less than half of the films' {size} pixels: pass a larger --crop")
         border = crop // 16 if crop == size else 0
         self.split, self.crop, self.border = split, crop, border
         self.films = F.pad(films, (border,) * 4).to(device)  # uint8 (N, H, W), with the border
@@ -257,15 +265,16 @@ class Films:
 
 
 class Sampler:
-    """Endless batches of films: shuffled anew for each pass, the incomplete last batch dropped.
+    """Endless batches of a split: shuffled anew for each pass, the incomplete last batch dropped.
 
-    part: the slice of each batch that is made here; `index` (batch_size,) are all films of the last one.
+    Every rank draws the whole batch, whose films are `index` (batch_size,), and makes its own `part` of it.
     """
 
-    def __init__(self, films, batch_size, generator, part=slice(None)):
+    def __init__(self, films, batch_size, generator):
         if not 0 < batch_size <= len(films):
-            raise ValueError(f"batch size {batch_size} must be 1 to {len(films)}, the films of {films.split}")
-        self.films, self.batch_size, self.generator, self.part = films, batch_size, generator, part
+            raise InputError(f"batch size {batch_size} must be 1 to {len(films)}, the films of {films.split}")
+        self.films, self.batch_size, self.generator = films, batch_size, generator
+        self.part = ranks.part(batch_size)
         self.order, self.position = None, 0  # of the current pass
 
     def __len__(self):

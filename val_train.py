@@ -11,16 +11,18 @@ Writes  weights/<name>_net.pth, and weights/<name>/ with log.txt, metrics.jsonl,
 
 from pathlib import Path
 
-import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import utils
 import visualize
-from dataset import FINDINGS, Films, Sampler, open_set
+from dataset import FINDINGS, Sampler, open_splits
 from genotypes import PUBLISHED, format_genotype, load_genotype, random_genotype
 from model_eval import Network
-from support.ranks import Ranks
-from support.runs import TRAINING_HEADER, Run, read_run
-from support.settings import guarded, one_line_errors, parse_settings
+from scores import evaluate
+from support.files import InputError
+from support.runs import Run, read_run
+from support.settings import start
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
 GENOTYPE = ""  # another cell instead: a file, "random" (drawn with SEED), or a name in genotypes.PUBLISHED
@@ -44,13 +46,11 @@ WEIGHT_DECAY = 3e-4  # of SGD
 CLIP = 5.0  # largest norm of the gradient
 DROP_PATH = {"phantom": 0.0, "chestxray14": 0.2}  # probability, growing linearly over the epochs from 0 towards this
 START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
-LOG_EVERY = 10  # steps between readings of the loss
-CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
-DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (README says what it costs)
+DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
 
 def choose_genotype(settings):
-    """The name under which the network is known, and its genotype. Raises ValueError."""
+    """The name under which the network is known, and its genotype. Raises InputError."""
     if settings.genotype == "random":
         return f"random_{settings.seed}", random_genotype(settings.seed)
     if settings.genotype in PUBLISHED:
@@ -59,88 +59,84 @@ def choose_genotype(settings):
         path = Path(settings.genotype)
         if not path.exists():
             names = ", ".join(PUBLISHED)
-            raise ValueError(f"genotype {path}: no such file, and not one of random, {names}")
+            raise InputError(f"genotype {path}: no such file, and not one of random, {names}")
         # The scripts call every search's file genotype.txt: its folder tells them apart.
         name = path.resolve().parent.name if path.stem == "genotype" else path.stem
         if name in ("chexnet", "first_order", "second_order"):
-            raise ValueError(f"genotype {path}: its network would be called {name}, which is taken: rename the file")
+            raise InputError(f"genotype {path}: its network would be called {name}, which is taken: rename the file")
         return name, load_genotype(path)
     order = "second" if settings.second_order else "first"
     path = Path(settings.out) / f"search_{order}_order" / "genotype.txt"
     if not path.exists():
         option = " --second-order" if settings.second_order else ""
-        raise ValueError(f"{path} is missing: run 'python search_train.py{option}' first, with the same --out")
+        raise InputError(f"{path} is missing: run 'python search_train.py{option}' first, with the same --out")
     return f"{order}_order", load_genotype(path)
 
 
 def check_search(settings, checksum):
-    """Raise ValueError if the selected order's search was made on another set; say so if it has not finished."""
+    """Raise InputError if the selected order's search was made on another set; say so if it has not finished."""
     folder = Path(settings.out) / f"search_{'second' if settings.second_order else 'first'}_order"
     search = read_run(folder)
-    if search is not None and search["settings"]["checksum"] != checksum:
-        raise ValueError(
-            f"{folder}: searched on another set ({search['settings']['dataset']}, or another version of "
+    if search is None:
+        return
+    searched, epochs = search
+    if searched["checksum"] != checksum:
+        raise InputError(
+            f"{folder}: searched on another set ({searched['dataset']}, or another version of "
             f"{settings.dataset}): search on this one first, or name the cell with --genotype FILE"
         )
-    if search is not None and search["epochs"] < search["settings"]["epochs"]:
+    if epochs < searched["epochs"]:
         print(f"{folder}: the search has not finished; its best cell so far is trained")
 
 
 def main(settings):
-    ranks = Ranks(utils.select_device(settings.device))
-    device = ranks.device
+    device = utils.select_device(settings.device)
     generator = utils.seed_everything(settings.seed, device, settings.deterministic)
-    with one_line_errors():
-        name, genotype = choose_genotype(settings)
-        with ranks.first_rank_first():  # who makes the phantom if it is not there
-            data = open_set(settings.data, settings.dataset)
-        if not settings.genotype:
-            check_search(settings, data.checksum)
-        trn_films = Films(data, "train", settings.crop, device)
-        val_films = Films(data, "val", settings.crop, device)
-        part = ranks.part(settings.batch_size)
-        sampler = Sampler(trn_films, settings.batch_size, generator, part)
-        network = Network(settings.c, len(FINDINGS), settings.layers, genotype).to(device)
+    name, genotype = choose_genotype(settings)
+    data, trn_films, val_films = open_splits(settings.data, settings.dataset, settings.crop, device, "train", "val")
+    if not settings.genotype:
+        check_search(settings, data.checksum)
+    sampler = Sampler(trn_films, settings.batch_size, generator)
+    network = Network(settings.c, len(FINDINGS), settings.layers, genotype).to(device)
     if settings.start_at_prevalence:
         utils.start_at_prevalence(network.classifier, trn_films.labels)
+    weights = list(network.parameters())
 
-    weights = Path(settings.out) / "weights"
+    out = Path(settings.out) / "weights"
     also = {"checksum": data.checksum, "genotype": format_genotype(genotype)}
-    run = Run(weights / name, settings, ranks, also, product=weights / f"{name}_net.pth")
+    run = Run(out / name, settings, device, also, product=out / f"{name}_net.pth")
     if run.finished:
         return
 
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=device.type == "cuda",
-    )
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
-    losses = utils.Losses(sampler)
-    run.track(losses, network=network, optimizer=optimizer, scheduler=scheduler, sampler=sampler, generator=generator)
-    progress = run.restore()
+    fused = device.type == "cuda"  # one kernel for all parameters
+    optimizer = SGD(weights, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=fused)
+    scheduler = CosineAnnealingLR(optimizer, settings.epochs)
+    run.restore(network=network, optimizer=optimizer, scheduler=scheduler, train=sampler, generator=generator)
     if run.new:
-        millions = sum(p.numel() for p in network.parameters()) / 1e6
         run.log(f"{name}, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
-        run.log(f"derived network: {millions:.2f} M parameters\n{TRAINING_HEADER}")
+        run.log(f"derived network: {sum(p.numel() for p in weights) / 1e6:.2f} M parameters")
+        run.log("epoch         lr   train loss   val loss   val AUC")
 
-    def forward(films):
-        probability = settings.drop_path * progress["epoch"] / settings.epochs
-        keep = network.drop_path(settings.batch_size, probability, generator)  # drawn for the films of all ranks
-        return network(films, None if keep is None else keep[part])
+    for epoch in run.epochs(settings.epochs):
+        lr, drop_path = scheduler.get_last_lr()[0], settings.drop_path * (epoch - 1) / settings.epochs
+        network.train()
+        for _ in run.steps(len(sampler)):
+            films, labels = sampler.next()
+            keep = network.drop_path(settings.batch_size, drop_path, generator)  # drawn for the films of all ranks
+            with utils.autocast(device):
+                logits = network(films, None if keep is None else keep[sampler.part])
+                loss = utils.criterion(logits, labels)
+            run.add(train=utils.descend(loss, weights, optimizer, settings.clip))
 
-    while progress["epoch"] < settings.epochs:
-        lr = scheduler.get_last_lr()[0]
-        trn_loss = utils.train_epoch(forward, network, sampler, losses, optimizer, settings.clip, run)
-        auc, val_loss = utils.evaluate(network, val_films, settings.batch_size, run)
+        trn_loss = run.means()["train"]
+        auc, val_loss = evaluate(network, val_films, settings.batch_size, run.pause)
         scheduler.step()
-        run.end_training_epoch(network, {"lr": lr, "train_loss": trn_loss, "val_loss": val_loss}, auc)
-    if ranks.rank == 0:
-        visualize.draw_run(run.folder)
-    run.finish_training()
+        if run.is_best(auc):
+            run.save_weights(network)
+        shown = f"{epoch:5}   {lr:8.1e}   {trn_loss:10.4f}   {val_loss:8.4f}   {auc:7.3f}"
+        run.end_epoch(shown, lr=lr, train_loss=trn_loss, val_loss=val_loss, val_auc=auc)
+    run.finish(visualize.draw_run)
 
 
 if __name__ == "__main__":
-    guarded(main, parse_settings(__file__))
+    start(main, __file__)

@@ -46,7 +46,7 @@ def search(architect, trn_sampler, val_sampler, steps):
         trn, val = trn_sampler.next(), val_sampler.next()
         architect.step(trn, val)
         loss = criterion(network(trn[0]), trn[1])
-        utils.descend(loss, network.weight_parameters(), architect.w_optimizer, 5.0, list)
+        utils.descend(loss, network.weight_parameters(), architect.w_optimizer, 5.0)
 
 
 def convert(architect, dtype, smooth):

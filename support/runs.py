@@ -6,13 +6,16 @@
     checkpoint.pt   all that is needed to go on, within an epoch, too; checkpoint_before.pt is the one before it
     lock            held by the process that works here; a dead process holds nothing
 
-Logs grow line by line, all else is written beside its place and renamed into it. Nothing is overwritten: a finished
-run stays as it is, other settings are refused, `--fresh` moves the old folder aside.
+Logs grow line by line, all else is written as a whole or not at all. Nothing is overwritten: a finished run stays as
+it is, other settings are refused, `--fresh` moves the old folder aside.
 """
 
 import json
+import math
 import os
+import platform
 import signal
+import subprocess
 import sys
 import time
 from datetime import datetime
@@ -22,72 +25,169 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from support.files import load_state, save_state, write
-from support.settings import WITHOUT_EFFECT, fail, refuse_changes
+from support import ranks
+from support.files import InputError, load_state, save_state, write
 
-TRAINING_HEADER = "epoch         lr   train loss   val loss   val AUC"
+LOG_EVERY = 10  # steps between readings of the loss, and between the ranks' asking each other whether to stop
+CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
+
 LOGS = ("log.txt", "metrics.jsonl")
+WITHOUT_EFFECT = {"out", "data", "fresh"}  # settings that say where a run goes, not what it computes
 WITH_EFFECT = ("commit", "torch", "machine", "device", "threads", "ranks")  # on the result: a continued run warns
 
 
+def environment(device):
+    """Where this runs: {"commit", "python", "torch", "machine", "device", "threads", "ranks", "date"}."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "machine": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "ranks": ranks.count(),
+        "date": datetime.now().isoformat(timespec="seconds"),
+    }
+
+
 def read_run(folder):
-    """A run's {"settings", "epochs": how many are done}; None where there is no run."""
-    at, metrics = Path(folder) / "settings.json", Path(folder) / "metrics.jsonl"
+    """A run's settings and how many epochs it has done: (dict, int), or None where there is no run."""
+    at = Path(folder) / "settings.json"
     if not at.exists():
         return None
     try:
         settings = json.loads(at.read_text(encoding="utf-8"))["settings"]
     except (ValueError, KeyError, TypeError):
-        fail(f"{at} is damaged: put it back, or move {folder} away")
-    return {"settings": settings, "epochs": len(metrics.read_text().splitlines()) if metrics.exists() else 0}
+        raise InputError(f"{at} is damaged: repeat the command of that run, which writes it again") from None
+    return settings, count_epochs(folder)
+
+
+def count_epochs(folder):
+    """The rows of metrics.jsonl."""
+    metrics = Path(folder) / "metrics.jsonl"
+    return len(metrics.read_text(encoding="utf-8").splitlines()) if metrics.exists() else 0
+
+
+def refuse_changes(folder, before, now):
+    """Raise InputError where the settings `now` are not those of the run in `folder`, `before`; both dicts."""
+    names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    if names:
+        name, *others = sorted(names, key=lambda name: (name != "dataset", name))
+        also = f" (other differences: {', '.join(others)})" if others else ""
+        raise InputError(
+            f"{folder}: {name} was {before.get(name)!r}, now {now.get(name)!r}{also}; "
+            "set it back, start elsewhere with --out FOLDER, or move the old run aside with --fresh"
+        )
+
+
+class Losses:
+    """Means of an epoch's losses, summed on the device; reading them makes it wait, so it is rare.
+
+    A loss that is not finite ends the run when it is read: its step and films are named.
+    """
+
+    def __init__(self, device):
+        self.device, self.epoch = device, 0
+        self.begin_epoch()
+
+    def begin_epoch(self):
+        self.epoch, self.steps, self.names, self.recent = self.epoch + 1, 0, [], []
+        self.sums = torch.zeros((), device=self.device)
+
+    def add(self, losses, samplers):
+        """losses {name: tensor}; samplers: those that drew the batch of each."""
+        values = torch.stack([loss.detach() for loss in losses.values()])
+        self.names, self.sums, self.steps = list(losses), self.sums + values, self.steps + 1
+        self.recent.append((values, [(sampler.films, sampler.index) for sampler in samplers]))
+
+    def means(self):
+        """{name: mean so far}, numbers; empty before the first step."""
+        read = torch.stack([values for values, _ in self.recent]).tolist() if self.recent else []  # one wait for all
+        first = self.steps - len(read) + 1
+        for step, (losses, (_, batches)) in enumerate(zip(read, self.recent, strict=True), first):
+            for loss, (films, index) in zip(losses, batches, strict=True):
+                if not math.isfinite(loss):
+                    names = ", ".join(films.names[index.cpu().numpy()])
+                    where = f"epoch {self.epoch}, step {step}: the loss on {films.split} is {loss}"
+                    raise SystemExit(f"error: {where}; lower the learning rate, with --fresh; its films: {names}")
+        self.recent = []
+        return dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True)) if self.steps else {}
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "steps": self.steps, "names": self.names, "sums": self.sums}
+
+    def load_state_dict(self, state):
+        self.epoch, self.steps, self.names = state["epoch"], state["steps"], state["names"]
+        self.sums = state["sums"].to(self.device)
 
 
 class Run:
-    """The folder of one run, opened for a new run or to continue one. Every rank has one; only rank 0 writes.
+    """One run: its folder, and how far it is. Every rank has one; only rank 0 writes.
 
-    settings: the script's, with anything else that affects the result in `also` (the set's checksum, the genotype).
-    product: a file outside the folder that the run makes at its end; `--fresh` moves it aside with the folder.
+    run = Run(folder, settings, device, {"checksum": data.checksum})
+    if run.finished:
+        return
+    run.restore(network=network, optimizer=optimizer, train=sampler, generator=generator)
+    for epoch in run.epochs(settings.epochs):
+        for _ in run.steps(len(sampler)):
+            ...
+            run.add(train=loss)
+        run.is_best(auc)
+        run.end_epoch("what people read", val_auc=auc)
+    run.finish(draw)
     """
 
-    def __init__(self, folder, settings, ranks, also, product=None):
-        self.folder, self.ranks, self.product = Path(folder), ranks, product
+    def __init__(self, folder, settings, device, also, product=None):
+        """Open the folder for a new run or to continue one. Raises InputError for what must not be touched.
+
+        settings: the script's; also: what else affects the result, {name: plain value}.
+        product: a file outside the folder that the run makes at its end; `--fresh` moves it aside with the folder.
+        """
+        self.folder, self.device, self.product = Path(folder), device, product
         self.checkpoint, self.before = self.folder / "checkpoint.pt", self.folder / "checkpoint_before.pt"
         self.best, self.spare = self.folder / "best.pth", self.before
-        self.lock = FileLock(self.folder / "lock", is_singleton=True)  # this process may come again
+        self.lock = FileLock(self.folder / "lock", is_singleton=True)  # this process may open the folder again
         self.started = self.saved_at = time.perf_counter()
-        self.log_every, self.minutes = settings.log_every, settings.checkpoint_minutes
-        wanted = {k: v for k, v in vars(settings).items() if k not in WITHOUT_EFFECT}
-        self.settings = wanted | {"device": ranks.device.type} | also
+        self.signal = 0  # the number of the signal that asked this rank to stop
+        values = {name: value for name, value in vars(settings).items() if name not in WITHOUT_EFFECT}
+        self.environment = environment(device)
+        self.record = {"settings": values | {"device": device.type} | also, "environment": self.environment}
         with ranks.first_rank_first():
-            if ranks.rank == 0:
-                self.open(settings.fresh)
-            self.saved = self.load()
+            self.saved = self.open(settings.fresh) if ranks.rank() == 0 else self.load()
         self.new = self.saved is None
         self.finished = self.saved is not None and self.saved["finished"]
-        if self.finished and ranks.rank == 0:
+        if self.finished and ranks.rank() == 0:
             self.lock.release(force=True)
             best = self.saved["progress"]["best_auc"]
             print(f"{self.folder}: finished already (best val AUC {best:.3f}), left as it is; --fresh starts anew")
 
+    # --- Opening
+
     def open(self, fresh):
-        """Lock the folder, move an old run aside if asked to, and compare or write its settings."""
-        at, old = self.folder / "settings.json", read_run(self.folder)
-        saved, epochs = self.checkpoint.exists() or self.before.exists(), old["epochs"] if old else 0
-        made = self.product is not None and self.product.exists()
-        if not fresh and not saved and (made or epochs > 1):
-            fail(f"{self.product if made else at} is there without a checkpoint: move it away, or pass --fresh")
-        if not fresh and saved and old is None:
-            fail(f"{at} is missing beside the checkpoint: put it back, or pass --fresh")
+        """Lock the folder, move an old run aside if asked to, compare or write the settings; returns the checkpoint."""
         self.take_lock()
-        if fresh and (old or saved or made):
+        made = self.product is not None and self.product.exists()
+        if fresh and (made or os.listdir(self.folder) != ["lock"]):
             self.move_aside()
             self.lock.release(force=True)
             self.take_lock()
-        elif saved or epochs:  # before that nothing is lost
-            refuse_changes(at, old["settings"], self.settings)
-        if not at.exists() or not saved:
-            record = {"settings": self.settings, "environment": self.ranks.environment()}
-            write(at, json.dumps(record, indent=1) + "\n")
+            made = False
+        saved = self.load()
+        if saved is not None:
+            refuse_changes(self.folder, saved["record"]["settings"], self.record["settings"])
+            self.record = saved["record"]
+        elif made or count_epochs(self.folder) > 1:  # before that nothing is lost
+            there = self.product if made else self.folder
+            raise InputError(f"{there} is there without a checkpoint: move it away, or pass --fresh")
+        at, text = self.folder / "settings.json", json.dumps(self.record, indent=1) + "\n"
+        if not at.exists() or at.read_text(encoding="utf-8", errors="replace") != text:
+            write(at, text)
+        return saved
 
     def take_lock(self):
         """Refuse a folder in which another process works."""
@@ -95,7 +195,8 @@ class Run:
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            fail(f"{self.folder}: another process works there: wait for it, or start elsewhere with --out FOLDER")
+            what = "another process works there: wait for it, or start elsewhere with --out FOLDER"
+            raise InputError(f"{self.folder}: {what}") from None
 
     def move_aside(self):
         """Rename an old folder, and its product, to dated names."""
@@ -107,86 +208,105 @@ class Run:
                 print(f"{old} moved to {aside}")
 
     def load(self):
-        """The last checkpoint that is whole, or None."""
+        """The last checkpoint that is whole, or None. Raises InputError where all are damaged."""
         there = [path for path in (self.checkpoint, self.before) if path.exists()]
         for path in there:
-            # The next one written shall not put a damaged one in the place of the good one.
+            # The next one written must not put a damaged one in the place of the good one.
             self.spare = self.before if path == self.checkpoint else None
             try:
-                return load_state(path)
+                saved = load_state(path)
             except Exception as error:  # whatever zipfile and torch raise for a damaged file
-                print(f"warning: {path} is damaged ({error}): going on from the checkpoint before it")
+                print(f"warning: {path} is damaged ({type(error).__name__}): going on from the checkpoint before it")
+                continue
+            if "record" not in saved:
+                raise InputError(f"{path} is of an older version of this project: finish it there, or pass --fresh")
+            return saved
         if there:
-            fail(f"{self.folder}: its checkpoints are damaged: move the old run aside with --fresh")
+            raise InputError(f"{self.folder}: its checkpoints are damaged: move the old run aside with --fresh")
         return None
 
-    def track(self, losses, **objects):
-        """Name the objects whose state a checkpoint holds: state_dict() or, for generators, get_state()."""
-        self.losses, self.tracked = losses, objects | {"losses": losses}
+    def restore(self, **stateful):
+        """Name what a checkpoint holds, and load it from the last one, if there is one.
 
-    def restore(self):
-        """Load the checkpoint, if there is one, into the tracked objects; returns {"epoch": done, "best_auc"}."""
-        self.progress = {"epoch": 0, "best_auc": -1.0} if self.saved is None else self.saved["progress"]
-        lengths = {} if self.saved is None else self.saved["lengths"]
-        for name in LOGS:  # what was written after the checkpoint comes again
-            if self.ranks.rank == 0 and (self.folder / name).exists():
-                size = (self.folder / name).stat().st_size  # less than it was, at worst, after a power cut
-                os.truncate(self.folder / name, min(size, lengths.get(name, 0)))
+        stateful: objects with state_dict(), or generators. A sampler has the name of the loss on its batches (`add`).
+        """
+        self.losses = Losses(self.device)
+        self.stateful = stateful | {"losses": self.losses}
+        self.progress = {"epoch": 0, "best_auc": -1.0}  # epochs done
+        lengths = {}
         if self.saved is not None:
-            for name, item in self.tracked.items():
-                state = self.saved["tracked"][name]
+            self.progress, lengths = self.saved["progress"], self.saved["lengths"]
+            for name, item in self.stateful.items():
+                state = self.saved["states"][name]
                 (item.set_state if isinstance(item, torch.Generator) else item.load_state_dict)(state)
             self.started -= self.saved["seconds"]
-        if self.saved is not None and self.ranks.rank == 0:
+        if ranks.rank() == 0:
+            for path in [self.folder / name for name in LOGS]:  # what was written after the checkpoint comes again
+                if path.exists():  # after a power cut it may be shorter than it was
+                    os.truncate(path, min(path.stat().st_size, lengths.get(path.name, 0)))
+        if self.saved is not None:
             self.log(f"continued after epoch {self.progress['epoch']}, step {self.losses.steps}")
-            there = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))["environment"]
-            for name, here in self.ranks.environment().items():
-                if name in WITH_EFFECT and there.get(name) != here:
-                    self.log(f"warning: {name} was {there.get(name)!r}, is {here!r}: the result may differ")
-        self.saved = None  # its memory is wanted
+            there, here = self.saved["record"]["environment"], self.environment
+            for name in WITH_EFFECT:
+                if there[name] != here[name]:
+                    self.log(f"warning: {name} was {there[name]!r}, is {here[name]!r}: the result may differ")
+        self.saved = None  # frees its memory
         self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self.progress
 
-    def ask(self, number, _):
-        """On a signal: stop after the step at hand; a second one stops at once."""
-        self.ranks.signal = number
-        if self.ranks.count == 1:  # torchrun passes on what the terminal has sent to all already
-            signal.signal(number, self.handlers[number])
-        os.write(2, b"\nstopping after this step, with a checkpoint ...\n")  # print() is not safe here
+    # --- Under way
+
+    def epochs(self, total):
+        """The numbers of the epochs that are left, from 1; a part of the first may be done."""
+        while self.progress["epoch"] < total:
+            yield self.progress["epoch"] + 1
 
     def steps(self, total):
-        """Count the steps that are left of the epoch; in between: the loss, checkpoints, leaving if asked to."""
-        title, first, quiet = f"epoch {self.progress['epoch'] + 1}", self.losses.steps, self.ranks.rank > 0
+        """The steps that are left of the epoch; after each, the run may leave if asked to, or write a checkpoint."""
+        first, quiet = self.losses.steps, ranks.rank() > 0
+        title = f"epoch {self.progress['epoch'] + 1}"
         bar = tqdm(range(first, total), title, total, leave=False, mininterval=1, initial=first, disable=quiet)
         for step in bar:
             yield step
-            if step % self.log_every == 0:
-                bar.set_postfix(loss=f"{self.losses.means()[0]:.4f}")
-            if step % self.log_every == 0 or not self.ranks.asking_waits:
-                self.pause()
+            reading = step % LOG_EVERY == 0
+            if reading:
+                bar.set_postfix(loss=f"{next(iter(self.means().values())):.4f}")
+            self.pause(together=reading)
 
-    def share(self, batches, network):
-        """This rank's part of an evaluation's batches, with the BatchNorm statistics of rank 0."""
-        self.ranks.share_buffers(network)
-        for batch in batches[self.ranks.rank :: self.ranks.count]:
-            yield batch
-            self.pause()
+    def add(self, **losses):
+        """The losses of a step (tensors), each under the name of the sampler whose last batch it is of."""
+        self.losses.add(losses, [self.stateful[name] for name in losses])
 
-    def pause(self):
-        """Leave if asked to, after a checkpoint; without being asked, write one every CHECKPOINT_MINUTES."""
-        if self.ranks.asked_to_stop():
+    def means(self):
+        """{name: mean of this loss over the epoch so far}. A loss that is not finite ends the run."""
+        return self.losses.means()
+
+    def ask(self, number, _):
+        """On a signal: stop after the step at hand; a second one stops at once."""
+        self.signal = number
+        if ranks.count() == 1:  # torchrun passes on what the terminal has sent to all already
+            signal.signal(number, self.handlers[number])
+        os.write(2, b"\nstopping after this step, with a checkpoint ...\n")  # print() is not safe here
+
+    def pause(self, together=False):
+        """Leave, after a checkpoint, if a signal asked for it; else write a checkpoint every CHECKPOINT_MINUTES.
+
+        together: all ranks are here at the same step, and stop if one was asked to. One rank may stop anywhere.
+        """
+        number = ranks.largest(self.signal, self.device) if together or ranks.count() == 1 else 0
+        if number:
             self.save()
-            self.ranks.wait()
-            number = self.ranks.signal or signal.SIGTERM
+            ranks.wait()
             name = signal.Signals(number).name
             print(f"stopped by {name}; the same command goes on from here (without --fresh)", file=sys.stderr)
             raise SystemExit(128 + number)
-        if time.perf_counter() - self.saved_at > 60 * self.minutes:
+        if time.perf_counter() - self.saved_at > 60 * CHECKPOINT_MINUTES:
             self.save()
+
+    # --- What it leaves behind
 
     def log(self, text):
         """A line on the screen, clear of progress bars, and in log.txt."""
-        if self.ranks.rank == 0:
+        if ranks.rank() == 0:
             tqdm.write(text)
             self.append("log.txt", text)
 
@@ -194,37 +314,44 @@ class Run:
         with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def end_epoch(self, row):
-        """Append `row` to metrics.jsonl, then write the checkpoint from which the next epoch can start."""
-        self.losses.reset()
-        if self.ranks.rank == 0:
-            self.append("metrics.jsonl", json.dumps(row | {"seconds": round(self.seconds(), 1)}))
+    def write(self, name, text):
+        """A text file in the folder, whole or not at all."""
+        if ranks.rank() == 0:
+            write(self.folder / name, text)
+
+    def is_best(self, auc):
+        """Whether this epoch's val AUC is the best so far."""
+        self.better = auc > self.progress["best_auc"]
+        if self.better:
+            self.progress["best_auc"] = auc
+        return self.better
+
+    def save_weights(self, network):
+        """Keep the network as it is now, for the product."""
+        weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        epoch, auc = self.progress["epoch"] + 1, self.progress["best_auc"]
+        state = {"weights": weights, "epoch": epoch, "val_auc": auc, "settings": self.record["settings"]}
+        if ranks.rank() == 0:
+            save_state(self.best, state)
+
+    def end_epoch(self, shown, **stored):
+        """Log the line `shown`, append `stored` to metrics.jsonl, and write a checkpoint."""
+        self.progress["epoch"] += 1
+        self.losses.begin_epoch()
+        self.log(f"{shown}{'  best so far' if self.better else ''}")
+        if ranks.rank() == 0:
+            row = {"epoch": self.progress["epoch"]} | stored | {"seconds": round(self.seconds(), 1)}
+            self.append("metrics.jsonl", json.dumps(row))
         self.save()
 
-    def end_training_epoch(self, network, row, auc):
-        """The same for a training whose product is a weights file: keeps the weights if `auc` is the best so far."""
-        progress = self.progress
-        progress["epoch"] += 1
-        better = auc > progress["best_auc"]
-        if better:
-            progress["best_auc"] = auc
-            weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-            state = {"weights": weights, "epoch": progress["epoch"], "val_auc": auc, "settings": self.settings}
-            if self.ranks.rank == 0:
-                save_state(self.best, state)
-        losses = f"{row['train_loss']:10.4f}   {row['val_loss']:8.4f}"
-        self.log(f"{progress['epoch']:5}   {row['lr']:8.1e}   {losses}   {auc:7.3f}{'  best so far' if better else ''}")
-        self.end_epoch({"epoch": progress["epoch"]} | row | {"val_auc": auc})
-
-    def finish_training(self):
-        """Put the best weights in their place, which an unfinished training leaves empty, and finish."""
-        if self.ranks.rank == 0 and self.best.exists():
-            self.best.replace(self.product)
-        self.log(f"best val AUC {self.progress['best_auc']:.3f}, in {self.product}; {self.seconds() / 60:.1f} minutes")
-        self.finish()
-
-    def finish(self):
-        """Mark the run as finished."""
+    def finish(self, draw):
+        """Draw the pictures of the folder, put the product into its place, and mark the run as finished."""
+        if ranks.rank() == 0:
+            draw(self.folder)
+            if self.best.exists():
+                self.best.replace(self.product)
+        where = f", in {self.product}" if self.product is not None else ""
+        self.log(f"best val AUC {self.progress['best_auc']:.3f}{where}; {self.seconds() / 60:.1f} minutes")
         self.save(finished=True)
         self.lock.release(force=True)
         for number, handler in self.handlers.items():
@@ -236,15 +363,15 @@ class Run:
 
     def save(self, finished=False):
         """Write the checkpoint, and keep the one before it. A loss that is not finite ends the run instead."""
-        self.losses.means()
+        self.means()
         self.saved_at = time.perf_counter()
-        if self.ranks.rank > 0:
+        if ranks.rank() > 0:
             return
         states = {
             name: item.get_state() if isinstance(item, torch.Generator) else item.state_dict()
-            for name, item in self.tracked.items()
+            for name, item in self.stateful.items()
         }
         lengths = {name: (self.folder / name).stat().st_size for name in LOGS if (self.folder / name).exists()}
-        state = {"tracked": states, "progress": self.progress, "lengths": lengths, "seconds": self.seconds()}
-        save_state(self.checkpoint, state | {"finished": finished}, self.spare)
+        state = {"record": self.record, "states": states, "progress": self.progress, "lengths": lengths}
+        save_state(self.checkpoint, state | {"seconds": self.seconds(), "finished": finished}, self.spare)
         self.spare = self.before

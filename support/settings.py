@@ -2,9 +2,7 @@
 
 import argparse
 import ast
-import contextlib
 import errno
-import json
 import math
 import sys
 import tokenize
@@ -13,49 +11,26 @@ from types import SimpleNamespace
 
 import torch
 
-# Settings that say where and how loudly a run goes, not what it computes.
-WITHOUT_EFFECT = {"out", "data", "fresh", "log_every", "checkpoint_minutes"}
+from support.files import InputError
 
 
-def fail(message):
-    """End the script with one line on stderr and status 2: the input is at fault, not the code."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+def start(main, script, argv=None):
+    """Run a script: main(settings), with settings as its constants and command line say.
 
-
-@contextlib.contextmanager
-def one_line_errors():
-    """Turn the ValueError by which a module refuses a file or a setting into that one line."""
+    An InputError ends it with one line on stderr and status 2; a full disk or a full GPU with one line and status 1.
+    """
     try:
-        yield
-    except ValueError as error:
-        fail(error)
-
-
-def guarded(main, settings):
-    """A script's main; a full disk and a full GPU end it with one line instead of a traceback, and status 1."""
-    try:
-        main(settings)
+        main(parse_settings(script, argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except torch.OutOfMemoryError:
         raise SystemExit("error: the GPU's memory is full: lower --batch-size, --c, --layers or --crop") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        where = f"{error.filename or settings.out}: {error.strerror}"
+        where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         raise SystemExit(f"error: {where}; make room and repeat the command: it goes on where it was saved") from None
-
-
-def refuse_changes(path, before, now):
-    """End the script where the settings `now` are not those of the run that `path` is of, `before`; both dicts."""
-    now = json.loads(json.dumps(now))
-    names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
-    if names:
-        name, *others = sorted(names, key=lambda name: (name != "dataset", name))
-        also = f" (other differences: {', '.join(others)})" if others else ""
-        fail(
-            f"{path}: {name} was {before.get(name)!r}, now {now.get(name)!r}{also}; "
-            "set it back, start elsewhere with --out FOLDER, or move the old run aside with --fresh"
-        )
 
 
 def read_constants(script):
@@ -74,12 +49,12 @@ def read_constants(script):
             try:
                 constants.append((name, ast.literal_eval(node.value), comments.get(node.lineno, "")))
             except ValueError:
-                fail(f"{script}, line {node.lineno}: {name} must be a plain value, not an expression")
+                raise InputError(f"{script}, line {node.lineno}: {name} must be a plain value") from None
     return constants
 
 
 def check_number(name, value):
-    """End the script unless the number makes sense: counts from 1, all else from 0, what is a share below 1."""
+    """Raise InputError unless the number makes sense: counts from 1, all else from 0, a share below 1."""
     low, high, rule = 0, math.inf, "a number, at least 0"
     if name == "seed":
         low, high, rule = -(2**63), 2**63, "an integer of 64 bits"
@@ -88,19 +63,19 @@ def check_number(name, value):
     elif isinstance(value, int) and name != "patience":
         low, rule = 1, "at least 1"
     if not low <= value < high:
-        fail(f"{name.upper()} (--{name.replace('_', '-')}) is {value} and must be {rule}")
+        raise InputError(f"{name.upper()} (--{name.replace('_', '-')}) is {value} and must be {rule}")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        fail(f"{self.prog}: {message} (see --help)")
+        raise InputError(f"{self.prog}: {message} (see --help)")
 
 
 def parse_settings(script, argv=None):
     """The settings of a script: its constants, each changed by the option of its name, in lower case.
 
     A dict holds one value per prepared set: the chosen set's counts, the phantom's for a set without one, and the
-    option replaces it.
+    option replaces it. Raises InputError.
     """
     constants = read_constants(script)
     title = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8"))).split("\n")[0]

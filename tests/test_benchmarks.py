@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import compare, hypergradient, speed
-from support.settings import parse_settings
+from support import settings
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
 
@@ -56,7 +56,7 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_s
     def run_here(options, script, *arguments):  # as compare.run, without starting a process
         common = ["--dataset", options.dataset, "--data", options.data]
         module = importlib.import_module(script.removesuffix(".py"))
-        module.main(parse_settings(ROOT / script, list(map(str, [*common, *arguments]))))
+        settings.start(module.main, ROOT / script, list(map(str, [*common, *arguments])))
 
     monkeypatch.setattr(compare, "run", run_here)
     small = " ".join(SMALL[2:])
@@ -73,8 +73,8 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_s
     mean, deviation = trained["auc"][["random_0", "random_1"]].agg(["mean", "std"])
     assert f"| random | 2 | {mean:.3f} ± {deviation:.3f} | – |" in (tmp_path / "compare.md").read_text()
     assert "**Average AUC on the test split of small: 32 films, " in (tmp_path / "compare.md").read_text()
-    settings = json.loads((tmp_path / "seed_3/exact/search_second_order/settings.json").read_text())
-    assert settings["settings"]["exact_product"] and (tmp_path / "compare.png").exists()
+    record = json.loads((tmp_path / "seed_3/exact/search_second_order/settings.json").read_text())
+    assert record["settings"]["exact_product"] and (tmp_path / "compare.png").exists()
 
     weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_net.pth")}
     compare.main(options)

@@ -1,16 +1,18 @@
 """Two ranks on CPUs (gloo), one thread each: equal on both, equal to one, and never a hang."""
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import utils
 from architect import Architect
@@ -18,7 +20,7 @@ from dataset import FINDINGS, Films, Sampler, load_set
 from genotypes import PUBLISHED
 from model_eval import Network as DerivedNetwork
 from model_search import Network
-from support.ranks import Ranks
+from support import ranks, runs
 from tests.test_resume import SCRIPTS, compare, start
 from tests.test_scripts import NETWORK, ROOT, SMALL, equal, metrics
 
@@ -28,8 +30,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def search_steps(films, part, average, order, same_slice=False, steps=2):
-    """α and w after every step of a small search, and the collectives of a step; every rank's own `part`.
+def search_steps(films, order, same_slice=False, steps=2):
+    """α and w after every step of a small search, and the collectives of a step.
 
     same_slice: every rank is fed the first half of each batch.
     """
@@ -38,61 +40,44 @@ def search_steps(films, part, average, order, same_slice=False, steps=2):
     weights = network.weight_parameters()
     w_optimizer = torch.optim.SGD(weights, lr=0.05, momentum=0.9, weight_decay=3e-4)
     alpha_optimizer = torch.optim.Adam(network.arch_parameters(), lr=0.01, betas=(0.5, 0.999))
-    calls = []
-
-    def counted(tensors):
-        calls.append(len(tensors))
-        return average(tensors)
-
-    second, exact = order != "first", order == "exact"
-    architect = Architect(network, utils.criterion, w_optimizer, alpha_optimizer, second, exact, counted)
+    architect = Architect(network, utils.criterion, w_optimizer, alpha_optimizer, order != "first", order == "exact")
     generator = torch.Generator().manual_seed(1)
-    part = slice(0, BATCH // 2) if same_slice else part
-    samplers = [Sampler(films, BATCH, generator, part) for _ in range(2)]
+    samplers = [Sampler(films, BATCH, generator) for _ in range(2)]
+    if same_slice:
+        for sampler in samplers:
+            sampler.part = slice(0, BATCH // 2)
     states = []
-    for _ in range(steps):
-        trn, val = (sampler.next() for sampler in samplers)
-        alpha_loss = architect.step(trn, val)
-        loss = utils.descend(utils.criterion(network(trn[0]), trn[1]), weights, w_optimizer, 5.0, counted)
-        parameters = {name: p.detach().clone() for name, p in network.named_parameters()}
-        states.append(parameters | {"losses": torch.stack([loss, alpha_loss])})
-    return {"states": states, "collectives": len(calls) / steps}
+    with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as collective:
+        for _ in range(steps):
+            trn, val = (sampler.next() for sampler in samplers)
+            alpha_loss = architect.step(trn, val)
+            loss = utils.descend(utils.criterion(network(trn[0]), trn[1]), weights, w_optimizer, 5.0)
+            parameters = {name: p.detach().clone() for name, p in network.named_parameters()}
+            states.append(parameters | {"losses": torch.stack([loss, alpha_loss])})
+    return {"states": states, "collectives": collective.call_count / steps}
 
 
 def worker(data, out):
     """What each of two ranks computes for the tests, written to `out`/<rank>.pt."""
     torch.set_num_threads(1)
-    ranks = Ranks(CPU)
+    ranks.join(CPU)
     films = Films(load_set(data), "train", 32, CPU)
-    part = ranks.part(BATCH)
     result = {}
     for order in ("first", "second", "exact"):
-        result[order] = search_steps(films, part, ranks.average, order)
-        result[order, "same"] = search_steps(films, part, ranks.average, order, same_slice=True)
-    sampler = Sampler(films, BATCH, torch.Generator().manual_seed(2), part)
+        result[order] = search_steps(films, order)
+        result[order, "same"] = search_steps(films, order, same_slice=True)
+    sampler = Sampler(films, BATCH, torch.Generator().manual_seed(2))
     result["batches"] = [sampler.next() for _ in range(8)]  # two passes
     torch.manual_seed(3)
     network = DerivedNetwork(4, len(FINDINGS), 4, PUBLISHED["DARTS_V1"])
-    network(films.eval_batch(slice(ranks.rank, ranks.rank + 8))[0])  # other BatchNorm statistics on every rank
-    seen = []
-    run = SimpleNamespace(ranks=ranks, share=lambda batches, network: share(ranks, batches, network, seen))
-    result["predictions"] = torch.from_numpy(utils.predict(network, films, 5, run)[0])
+    network(films.eval_batch(slice(ranks.rank(), ranks.rank() + 8))[0])  # other BatchNorm statistics on every rank
+    eval_batch, seen = films.eval_batch, []
+    films.eval_batch = lambda batch: seen.append((batch.start, batch.stop)) or eval_batch(batch)
+    result["predictions"] = torch.from_numpy(utils.predict(network, films, 5)[0])
     result["seen"] = seen
     result["buffers"] = dict(network.named_buffers())
-    result["asked"] = [ranks.asked_to_stop()]
-    ranks.signal = signal.SIGTERM * ranks.rank  # rank 1 alone was sent one
-    ranks.average([torch.zeros(1)])
-    result["asked"].append(ranks.asked_to_stop())
-    torch.save(result, Path(out) / f"{ranks.rank}.pt")
-
-
-def share(ranks, batches, network, seen):
-    """Run.share without a run; notes the batches."""
-    from support.runs import Run
-
-    for batch in Run.share(SimpleNamespace(ranks=ranks, pause=lambda: None), batches, network):
-        seen.append((batch.start, batch.stop))
-        yield batch
+    result["largest"] = ranks.largest(signal.SIGTERM * ranks.rank(), CPU)  # rank 1 alone was sent one
+    torch.save(result, Path(out) / f"{ranks.rank()}.pt")
 
 
 @pytest.fixture(scope="session")
@@ -111,14 +96,14 @@ def test_both_ranks_hold_the_same_bits_after_every_step(both, order, collectives
     assert both[0][order]["collectives"] == collectives
 
 
-def test_a_signal_to_one_rank_is_known_to_both_after_the_next_average(both):
-    assert both[0]["asked"] == both[1]["asked"] == [False, True]
+def test_a_signal_to_one_rank_is_known_to_both(both):
+    assert both[0]["largest"] == both[1]["largest"] == signal.SIGTERM
 
 
 @pytest.mark.parametrize("order", ["first", "second", "exact"])
 def test_two_ranks_fed_the_same_slice_are_one_process_fed_it(both, small_set, order):
     films = Films(load_set(small_set / "small"), "train", 32, CPU)
-    alone = search_steps(films, None, lambda tensors: tensors, order, same_slice=True)
+    alone = search_steps(films, order, same_slice=True)
     equal(both[0][order, "same"], alone)
     assert not torch.equal(both[0][order]["states"][0]["losses"], alone["states"][0]["losses"])
 
@@ -145,9 +130,9 @@ def test_evaluation_scores_every_film_once_with_the_statistics_of_rank_0(both, s
 
 
 def launch(script, data, out, *options):
-    """A script under torchrun with two ranks."""
+    """A script under torchrun with two ranks, which write a checkpoint and ask for signals after every step."""
     common = [*SMALL, "--data", str(data), "--out", str(out), *options]
-    command = [*TORCHRUN, str(ROOT / script), *common]
+    command = [*TORCHRUN, __file__, str(ROOT / script), *common]
     return subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -166,10 +151,10 @@ def train_on_two_ranks(name, data, out, *options):
 
 
 def test_two_ranks_train_with_the_draws_of_one(small_set, tmp_path):
-    saved = train_on_two_ranks("val", small_set, tmp_path / "two", "--epochs", "2")["tracked"]
+    saved = train_on_two_ranks("val", small_set, tmp_path / "two", "--epochs", "2")["states"]
     start("val", small_set, tmp_path / "one")
-    alone = torch.load(tmp_path / "one" / SCRIPTS["val"][2] / "checkpoint.pt")["tracked"]
-    equal([saved["generator"], saved["sampler"]], [alone["generator"], alone["sampler"]])
+    alone = torch.load(tmp_path / "one" / SCRIPTS["val"][2] / "checkpoint.pt")["states"]
+    equal([saved["generator"], saved["train"]], [alone["generator"], alone["train"]])
 
 
 def test_drop_path_is_sliced_as_the_films_are(small_set, tmp_path, monkeypatch):
@@ -180,7 +165,7 @@ def test_drop_path_is_sliced_as_the_films_are(small_set, tmp_path, monkeypatch):
             seen.append((len(films), keep.tolist()))
         return forward(network, films)
 
-    monkeypatch.setattr(Ranks, "part", lambda ranks, batch_size: slice(10, 16))
+    monkeypatch.setattr(ranks, "part", lambda batch_size: slice(10, 16))
     monkeypatch.setattr(DerivedNetwork, "drop_path", lambda network, films, *_: torch.arange(films))
     monkeypatch.setattr(DerivedNetwork, "forward", noted)
     start("val", small_set, tmp_path)
@@ -202,8 +187,16 @@ def rank_pids(process):
     return found
 
 
+def wait_for(path, process):
+    """Wait until a file is there, as long as the process that writes it lives."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+
+
 def search_on_two_ranks(data, out):
-    return launch("search_train.py", data, out, *NETWORK, "--epochs", "2", "--checkpoint-minutes", "0")
+    return launch("search_train.py", data, out, *NETWORK, "--epochs", "2")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
@@ -214,10 +207,7 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on(small_set, tmp_path, capsys
     assert whole.returncode == 0, error[-3000:]
 
     process, folder = search_on_two_ranks(small_set, tmp_path / "killed"), tmp_path / "killed" / "search_first_order"
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
-        time.sleep(0.02)
+    wait_for(folder / "metrics.jsonl", process)
     os.kill(rank_pids(process)[1], signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
@@ -232,14 +222,30 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on(small_set, tmp_path, capsys
     assert len(metrics(tmp_path / "alone" / "search_first_order")) == 2
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_refused():
-    ranks = Ranks(CPU)
+def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on(small_set, tmp_path):
+    process, folder = search_on_two_ranks(small_set, tmp_path), tmp_path / "search_first_order"
+    wait_for(folder / "metrics.jsonl", process)
+    os.kill(rank_pids(process)[1], signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and error.count("stopped by SIGTERM") == 2
+    assert len(metrics(folder)) == 1
+    assert search_on_two_ranks(small_set, tmp_path).wait(timeout=200) == 0
+    assert len(metrics(folder)) == 2
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(monkeypatch):
     assert ranks.part(5) == slice(0, 5)
-    ranks.count, ranks.rank = 3, 1
+    monkeypatch.setattr(ranks, "count", lambda: 3)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
     assert ranks.part(6) == slice(2, 4)
     with pytest.raises(ValueError, match="batch size 5 cannot be divided among 3 ranks"):
         ranks.part(5)
 
 
 if __name__ == "__main__":
-    worker(*sys.argv[1:])
+    if sys.argv[1].endswith(".py"):
+        runs.CHECKPOINT_MINUTES, runs.LOG_EVERY = 0, 1
+        sys.argv = sys.argv[1:]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        worker(*sys.argv[1:])

@@ -1,6 +1,5 @@
 """Nothing is lost: runs killed, stopped, damaged, short of disk or memory, and started twice."""
 
-import json
 import os
 import random
 import shutil
@@ -19,8 +18,7 @@ import search_train
 import val_train
 from dataset import Films, Sampler
 from model_search import Network
-from support import runs
-from support.settings import guarded, parse_settings
+from support import runs, settings
 from tests.test_scripts import NETWORK, ROOT, SMALL, equal, metrics
 
 SCRIPTS = {
@@ -35,7 +33,7 @@ def start(name, data, out, *options):
     """Run a script in this process as its command line would, 2 epochs of 3 steps."""
     script, more, _ = SCRIPTS[name]
     common = ["--data", str(data), "--out", str(out), "--epochs", "2", *map(str, options)]
-    guarded(script.main, parse_settings(ROOT / script.__file__, [*SMALL, *more, *common]))
+    settings.start(script.main, script.__file__, [*SMALL, *more, *common])
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +56,7 @@ def compare(name, whole, stopped):
     states = [torch.load(side / folder / "checkpoint.pt") for side in (whole, stopped)]
     for state in states:
         assert state["finished"]
-        del state["seconds"], state["lengths"]
+        del state["seconds"], state["lengths"], state["record"]["environment"]
     equal(*states)
     rows = [[row | {"seconds": 0} for row in metrics(side / folder)] for side in (whole, stopped)]
     assert rows[0] == rows[1]
@@ -121,7 +119,8 @@ def forked(name, data, out, at_operation):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    start(name, data, out, "--checkpoint-minutes", 0)  # a checkpoint after every step
+    runs.CHECKPOINT_MINUTES = 0  # a checkpoint after every step
+    start(name, data, out)
     os._exit(0)
 
 
@@ -256,8 +255,9 @@ def test_a_gradient_that_is_not_finite_stops_a_run_as_its_loss_does(stopped, sma
         inputs[0].grad.fill_(float("inf"))
 
     monkeypatch.setattr(torch.Tensor, "backward", spoiled)
+    monkeypatch.setattr(runs, "CHECKPOINT_MINUTES", 0)  # one is due just after it
     with pytest.raises(SystemExit, match="epoch 2, step 3: the loss on train is nan"):
-        start("search", small_set, tmp_path, "--checkpoint-minutes", 0)
+        start("search", small_set, tmp_path)
     equal(torch.load(stopped / "checkpoint.pt"), saved)
 
 
@@ -297,8 +297,9 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_written(stopped, sma
         return batch, labels
 
     monkeypatch.setattr(Films, "train_batch", spoiled)
+    monkeypatch.setattr(runs, "CHECKPOINT_MINUTES", 0)  # one is due just after it
     with pytest.raises(SystemExit) as stop:
-        start("search", small_set, tmp_path, "--checkpoint-minutes", 0)  # one is due just after it
+        start("search", small_set, tmp_path)
     line = str(stop.value)
     assert "epoch 2, step 3: the loss on train is nan" in line and ", ".join(bad) in line
     del before[stopped / "log.txt"]  # it says that the run was continued
@@ -347,17 +348,17 @@ def test_a_run_holds_its_lock_until_it_has_finished(small_set, tmp_path, monkeyp
         held.append(b"Timeout" in subprocess.run(command, capture_output=True).stderr)
         return 0.5, 1.0
 
-    monkeypatch.setattr(search_train.utils, "evaluate", evaluate)
+    monkeypatch.setattr(search_train, "evaluate", evaluate)
     start("search", small_set, tmp_path)
     assert held == [True, True]
     FileLock(tmp_path / "search_first_order" / "lock").acquire(timeout=0)
 
 
 def test_going_on_in_another_environment_warns(stopped, small_set, tmp_path, capsys):
-    record = json.loads((stopped / "settings.json").read_text())
-    now = dict(record["environment"])
-    record["environment"] |= dict.fromkeys(runs.WITH_EFFECT, "another")
-    (stopped / "settings.json").write_text(json.dumps(record))
+    saved = torch.load(stopped / "checkpoint.pt")
+    now = dict(saved["record"]["environment"])
+    saved["record"]["environment"] |= dict.fromkeys(runs.WITH_EFFECT, "another")
+    torch.save(saved, stopped / "checkpoint.pt")
     start("search", small_set, tmp_path)
     out = capsys.readouterr().out
     assert out.count("warning: ") == len(runs.WITH_EFFECT) == 6

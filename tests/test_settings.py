@@ -1,0 +1,111 @@
+"""Settings from constants and command lines."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.files import InputError
+from support.settings import parse_settings, read_constants, start
+
+SCRIPT = '''"""What it does.
+
+More.
+"""
+NAME = "phantom"  # not an option by accident
+ORDER = False  # True or False
+RATE = {"phantom": 6e-3, "chestxray14": 3e-4}  # 100% of it
+EPOCHS = {"phantom": 8, "chestxray14": 50}  # passes
+FAST = {"phantom": True, "chestxray14": False}  # per set
+DATASET = "phantom"  # which set
+FILES = []  # NAME=FILE
+lower = 3
+'''
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def test_settings_are_the_constants_and_each_is_an_option(script):
+    settings = parse_settings(script, [])
+    assert vars(settings) == {
+        "name": "phantom", "order": False, "rate": 6e-3, "epochs": 8, "fast": True, "dataset": "phantom", "files": [],
+    }  # fmt: skip
+    given_options = [
+        "--order",
+        "--rate",
+        "1",
+        "--epochs",
+        "3",
+        "--no-fast",
+        "--name",
+        "x",
+        "--files=a=b",
+        "--files=c=d",
+    ]
+    settings = parse_settings(script, given_options)
+    assert vars(settings) == {
+        "name": "x", "order": True, "rate": 1.0, "epochs": 3, "fast": False, "dataset": "phantom",
+        "files": ["a=b", "c=d"],
+    }  # fmt: skip
+
+
+def test_a_dict_gives_the_chosen_sets_value_and_other_sets_the_phantoms(script):
+    toy = parse_settings(script, ["--dataset", "chestxray14"])
+    assert (toy.rate, toy.epochs, toy.fast) == (3e-4, 50, False)
+    assert parse_settings(script, ["--dataset", "nih_mini"]).epochs == 8
+    assert parse_settings(script, ["--dataset", "chestxray14", "--epochs", "2"]).epochs == 2
+
+
+def test_constants_that_are_no_plain_values_are_named_with_their_line(script):
+    script.write_text(SCRIPT.replace('"phantom"  # which set', '"phan" + "tom"  # which set'))
+    with pytest.raises(InputError, match="line 10: DATASET must be a plain value"):
+        parse_settings(script, [])
+
+
+def test_help_shows_the_comments(script, capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(script, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "What it does." in text and "100% of it" in text and "--no-order" in text and "lower" not in text
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "few"], ["--epoch", "3"], ["--epochs"], ["3"]])
+def test_bad_options_are_one_line(script, arguments, one_line):
+    assert "(see --help)" in one_line(start, print, script, arguments)
+
+
+@given(st.one_of(st.floats(), st.integers().map(float)))
+def test_any_number_is_kept_as_it_is_or_refused(tmp_path_factory, number):
+    path = tmp_path_factory.getbasetemp() / "any.py"
+    path.write_text(SCRIPT)
+    good = 0 <= number < float("inf")
+    try:
+        assert parse_settings(path, [f"--rate={number!r}"]).rate == number and good
+    except InputError:
+        assert not good
+
+
+@given(st.lists(st.text(max_size=8), max_size=4))
+def test_any_arguments_give_settings_or_an_exit(tmp_path_factory, arguments):
+    path = tmp_path_factory.getbasetemp() / "any.py"
+    path.write_text(SCRIPT)
+    try:
+        assert isinstance(parse_settings(path, arguments).epochs, int)
+    except InputError:
+        pass
+    except SystemExit as stop:  # --help
+        assert stop.code == 0
+
+
+@pytest.mark.parametrize("name", ["search_train", "val_train", "chexnet", "test"])
+def test_every_constant_of_the_scripts_is_explained(name):
+    constants = read_constants(f"{name}.py")
+    assert len(constants) >= 6
+    for constant, value, comment in constants:
+        assert comment, constant
+        if isinstance(value, dict):
+            assert list(value) == ["phantom", "chestxray14"], constant
