@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-from support.files import write
+from support.files import InputError, write
 
 # The candidate operations of the paper's section 3.1, in the order of its authors' code and of the columns of α.
 PRIMITIVES = (
@@ -29,7 +29,7 @@ MAX_GENOTYPE_BYTES = 10_000  # a real one has about 600
 
 
 class Genotype(NamedTuple):
-    """A normal and a reduction cell: (operation, source node) pairs, two per node, and the nodes put out."""
+    """A normal and a reduction cell: (operation, source node) pairs, two per node, and the nodes concatenated."""
 
     normal: list
     normal_concat: list
@@ -42,7 +42,8 @@ def derive(alphas_normal, alphas_reduce):
 
     alphas_*: tensors, shape (edges, operations), as the supernet holds them (before the softmax). The strength
     of an edge is the softmax weight of its best operation other than `none`. The two edges of a node are listed
-    in falling strength; ties go to the lower source node, then to the earlier primitive.
+    in falling strength; ties go to the lower source node, then to the earlier primitive. Raises ValueError for α of
+    another shape or with values that are not finite.
     """
 
     def cell(alphas):
@@ -72,16 +73,15 @@ def edge_entropy(alphas):
     return -(log_weights.exp() * log_weights).sum(dim=-1)
 
 
-def diagnostics(alphas_normal, alphas_reduce):
-    """How a search stands, and whether it collapses: plain numbers, one dict.
+def diagnostics(genotype, alphas_normal, alphas_reduce):
+    """How a search stands, and whether it collapses: plain numbers, one dict. genotype: what `derive` makes of α.
 
     entropy_*: mean of `edge_entropy`: ln 8 = 2.08 where nothing is decided, 0 where all is.
-    skips, pools: of the 16 edges that both derived cells keep together.
+    skips, pools: how many of the 16 edges of the genotype's two cells are skip connections, and pools.
     """
     state = {}
     for kind, alphas in (("normal", alphas_normal), ("reduce", alphas_reduce)):
         state[f"entropy_{kind}"] = edge_entropy(alphas.detach().cpu().double()).mean().item()
-    genotype = derive(alphas_normal, alphas_reduce)
     kept = [op for op, _ in genotype.normal + genotype.reduce]
     return state | {"skips": kept.count("skip_connect"), "pools": sum(op.endswith("pool_3x3") for op in kept)}
 
@@ -102,23 +102,23 @@ def random_genotype(seed):
 
 
 def check_genotype(genotype):
-    """Raise ValueError, saying what is wrong, unless `genotype` describes two cells that can be built."""
+    """Raise InputError, saying what is wrong, unless `genotype` describes two cells that can be built."""
     for kind in ("normal", "reduce"):
         pairs, concat = getattr(genotype, kind), getattr(genotype, kind + "_concat")
         expected = EDGES_PER_NODE * NODES
         if not isinstance(pairs, list) or len(pairs) != expected:
-            raise ValueError(f"{kind} must be a list of {expected} (operation, node) pairs, two per node")
+            raise InputError(f"{kind} must be a list of {expected} (operation, node) pairs, two per node")
         for k, pair in enumerate(pairs):
             node = INPUT_NODES + k // EDGES_PER_NODE
             if not (isinstance(pair, tuple) and len(pair) == 2):
-                raise ValueError(f"{kind}[{k}] must be an (operation, node) pair, not {pair!r}")
+                raise InputError(f"{kind}[{k}] must be an (operation, node) pair, not {pair!r}")
             op, source = pair
             if op not in PRIMITIVES or op == "none":
-                raise ValueError(f"{kind}[{k}]: unknown operation {op!r}; known: {', '.join(PRIMITIVES[1:])}")
+                raise InputError(f"{kind}[{k}]: unknown operation {op!r}; known: {', '.join(PRIMITIVES[1:])}")
             if type(source) is not int or not 0 <= source < node:
-                raise ValueError(f"{kind}[{k}]: node {node} can take nodes 0 to {node - 1}, not {source!r}")
+                raise InputError(f"{kind}[{k}]: node {node} can take nodes 0 to {node - 1}, not {source!r}")
             if k % EDGES_PER_NODE and source == pairs[k - 1][1]:
-                raise ValueError(f"{kind}[{k}]: node {node} takes node {source} twice")
+                raise InputError(f"{kind}[{k}]: node {node} takes node {source} twice")
         allowed = set(range(INPUT_NODES, INPUT_NODES + NODES))
         if not (
             isinstance(concat, list)
@@ -126,7 +126,7 @@ def check_genotype(genotype):
             and all(type(node) is int and node in allowed for node in concat)
             and len(set(concat)) == len(concat)
         ):
-            raise ValueError(f"{kind}_concat must list different intermediate nodes, not {concat!r}")
+            raise InputError(f"{kind}_concat must list different intermediate nodes, not {concat!r}")
 
 
 def format_genotype(genotype):
@@ -135,9 +135,9 @@ def format_genotype(genotype):
 
 
 def parse_genotype(text):
-    """Read what `format_genotype` writes. Nothing in the text is executed. Raises ValueError."""
+    """Read what `format_genotype` writes. Nothing in the text is executed. Raises InputError."""
     if len(text) > MAX_GENOTYPE_BYTES:
-        raise ValueError(f"{len(text)} characters, which is no genotype (at most {MAX_GENOTYPE_BYTES})")
+        raise InputError(f"{len(text)} characters, which is no genotype (at most {MAX_GENOTYPE_BYTES})")
     try:
         body = ast.parse(text.strip(), mode="exec").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -150,7 +150,7 @@ def parse_genotype(text):
         and not call.args
         and sorted(str(keyword.arg) for keyword in call.keywords) == sorted(Genotype._fields)
     ):
-        raise ValueError(f"not one line of the form 'genotype = Genotype({', '.join(Genotype._fields)})'")
+        raise InputError(f"not one line of the form 'genotype = Genotype({', '.join(Genotype._fields)})'")
 
     genotype = Genotype(**{keyword.arg: _literal(keyword.value) for keyword in call.keywords})
     check_genotype(genotype)
@@ -166,31 +166,31 @@ def _literal(node):
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise ValueError("a genotype holds only lists of (operation, node) pairs and of nodes") from None
+        raise InputError("a genotype holds only lists of (operation, node) pairs and of nodes") from None
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def load_genotype(path):
-    """Read a genotype.txt. Raises ValueError with one line that names the file and the problem."""
+    """Read a genotype.txt. Raises InputError with one line that names the file and the problem."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_GENOTYPE_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes, which is no genotype (at most {MAX_GENOTYPE_BYTES})")
+            raise InputError(f"{path.stat().st_size} bytes, which is no genotype (at most {MAX_GENOTYPE_BYTES})")
         return parse_genotype(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a UnicodeDecodeError is one, too
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
 
 
 def save_genotype(path, genotype):
-    """Write a genotype.txt, checked."""
+    """Write a genotype.txt. Raises InputError, before it writes, for a genotype that cannot be built."""
     check_genotype(genotype)
     write(path, format_genotype(genotype) + "\n")
 
 
 def _cells(normal, reduce):
-    """A genotype from two texts "operation source, operation source, …", with all nodes put out."""
+    """A genotype from two texts "operation source, operation source, …"; all intermediate nodes are concatenated."""
 
     def pairs(text):
         return [(op, int(source)) for op, source in (pair.split() for pair in text.split(","))]

@@ -115,7 +115,7 @@ def main(settings):
         run.write("genotype_last.txt", format_genotype(genotype) + "\n")
         if run.is_best(auc):
             run.write("genotype.txt", format_genotype(genotype) + "\n")
-        state = diagnostics(*alphas)
+        state = diagnostics(genotype, *alphas)
         scores = f"{epoch:5}   {lr:7.4f}   {means['train']:10.4f}   {means['val']:12.4f}   {auc:7.3f}"
         run.end_epoch(
             f"{scores}   {state['entropy_normal']:7.3f}   {state['skips']:5} + {state['pools']:<3}",

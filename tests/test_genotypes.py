@@ -24,6 +24,7 @@ from genotypes import (
     random_genotype,
     save_genotype,
 )
+from support.files import InputError
 
 
 def alphas(fill=0.0, **cells):
@@ -127,28 +128,28 @@ GOOD = format_genotype(PUBLISHED["DARTS_V1"])
 def test_bad_genotype_files_are_named(text, problem, tmp_path):
     path = tmp_path / "genotype.txt"
     path.write_text(text)
-    with pytest.raises(ValueError, match=problem) as error:
+    with pytest.raises(InputError, match=problem) as error:
         load_genotype(path)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 
 @given(st.text(max_size=300))
 def test_any_text_is_read_as_data_or_refused(text):
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(InputError):
         check_genotype(parse_genotype(text))
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"genotype\.txt: cannot be read"):
+    with pytest.raises(InputError, match=r"genotype\.txt: cannot be read"):
         load_genotype(tmp_path / "genotype.txt")
 
 
 def test_diagnostics_are_the_entropy_and_the_kinds_of_kept_edges():
     alphas = torch.zeros(2, len(EDGES), len(PRIMITIVES), dtype=torch.float64)
-    assert diagnostics(*alphas)["entropy_normal"] == pytest.approx(math.log(len(PRIMITIVES)))
+    assert diagnostics(derive(*alphas), *alphas)["entropy_normal"] == pytest.approx(math.log(len(PRIMITIVES)))
     alphas[0, :, PRIMITIVES.index("skip_connect")] = 50  # every edge decided
     alphas[1, :, PRIMITIVES.index("max_pool_3x3")] = 1
-    state = diagnostics(*alphas)
+    state = diagnostics(derive(*alphas), *alphas)
     weights = np.array([math.e, *[1] * 7]) / (math.e + 7)
     assert state["entropy_reduce"] == pytest.approx(-(weights * np.log(weights)).sum())
     assert state["entropy_normal"] == pytest.approx(0, abs=1e-9)
