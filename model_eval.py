@@ -1,7 +1,7 @@
 """The derived network: the cell of a genotype, stacked. Trained from scratch by val_train.py.
 
-Legend: B films; C channels of this cell, C_p of the previous, C_pp of the one before. Every intermediate node adds
-up two operations; the cell puts out the nodes in the genotype's `*_concat`, side by side.
+Legend: B films; C channels of this cell, C_p of the previous, C_pp of the one before. Every intermediate node is the
+sum of two operations; a cell's output is the nodes in the genotype's `*_concat`, concatenated along the channels.
 """
 
 import torch
@@ -12,11 +12,12 @@ from operations import OPS, FactorizedReduce, ReLUConvBN, reduction_cells, stem
 
 
 class Cell(nn.Module):
+    """One cell. pairs: the genotype's (operation, source node) list, two per node; concat: its list of output nodes."""
+
     def __init__(self, pairs, concat, C_pp, C_p, C, reduction, reduction_p):
-        """pairs: the genotype's (operation, source node) list, two per node."""
         super().__init__()
         self.sources, self.concat = [source for _, source in pairs], concat
-        if reduction_p:  # the cell before the last has twice the height and width
+        if reduction_p:  # the previous cell reduced: s0 has twice the height and width of s1
             self.preprocess0 = FactorizedReduce(C_pp, C)
         else:
             self.preprocess0 = ReLUConvBN(C_pp, C)
@@ -39,7 +40,10 @@ class Cell(nn.Module):
 
 
 class Network(nn.Module):
-    """Stem, `layers` cells (three of them reduction cells), average pool, linear classifier."""
+    """Stem, `layers` cells (three of them reduction cells), average pool, linear classifier.
+
+    Raises InputError for fewer than 4 cells and for a genotype that cannot be built.
+    """
 
     def __init__(self, C, num_classes, layers, genotype):
         super().__init__()

@@ -1,55 +1,63 @@
-"""The supernet of DARTS: every edge of a cell carries a softmax-weighted mix of all operations (eq. 2).
+"""The supernet of DARTS: every edge of a cell carries a softmax-weighted mix of all candidate operations (eq. 2).
 
-The textbook builds one module per edge and operation (textbook.py does). This file computes the same
-function, to rounding, source node by source node. All edges (i, j) that leave node i read the same x_i, so
+Read textbook.py first. It has one module per edge and operation, as the paper writes it (arXiv 1806.09055). This file
+computes the same function, up to rounding, several times faster: it goes from source node to source node. All edges
+(i, j) that leave node i read the same x_i, so
 
 - what has no weights is computed once for all of them: the ReLU, max pool + BN, avg pool + BN;
 - operations of one kind run as one: their depthwise and pointwise kernels are stacked along the channels;
 - the edge's softmax weight is the scale of the operation's last BN, which has none of its own:
-  w · BN(y) costs nothing beyond BN(y), and `none`, which contributes zero, needs no computation at all.
+  weight · BN(y) costs nothing beyond BN(y). `none` contributes zero and is not computed.
 
 Tensors are channels-last, which roughly halves the time of a step on a CPU.
 
-Legend: B films; C channels of this cell, C_p of the previous, C_pp of the one before; E edges leaving a node,
-stacked as E·C channels, edge by edge; "weights" of an edge are softmax(α), shape (E, operations).
+Legend: B films; C channels of this cell, C_p of the previous, C_pp of the one before; E edges that leave a node,
+stacked as E·C channels, edge by edge. The "weights" of an edge are softmax(α), shape (E, operations); the w of the
+paper are the networks' other parameters.
 """
+
+from functools import reduce
 
 import torch
 from torch import nn
 
 from genotypes import EDGES, INPUT_NODES, NODES, PRIMITIVES, derive
 from operations import (
+    DepthwisePointwise,
     EdgeBN,
     FactorizedReduce,
-    FactorizedReduces,
+    FactorizedReduceOnEdges,
     ReLUConvBN,
-    Separable,
-    SepConvs,
+    SepConvOnEdges,
     avg_pool_3x3,
     reduction_cells,
     stem,
-    total,
 )
 
 # The rows of α that belong to the edges leaving each node; the last node has none.
 EDGES_FROM = [[e for e, (i, _) in enumerate(EDGES) if i == n] for n in range(INPUT_NODES + NODES - 1)]
 
 
+def total(tensors):
+    """Their sum; the builtin would start from 0, one pass over memory more, and Tensor.sum() loses channels-last."""
+    return reduce(torch.add, tensors)
+
+
 class MixedEdges(nn.Module):
-    """The mixed operations (eq. 2), Σ_o softmax(α)_o · o(x), of all E edges that leave one node."""
+    """Equation 2, ō(x) = Σ_o softmax(α)_o · o(x), for all E edges that leave one node."""
 
     def __init__(self, C, E, stride):
         super().__init__()
         self.C, self.relu = C, nn.ReLU()
         self.convs = nn.ModuleDict(
             {
-                "sep_conv_3x3": SepConvs(C, E, 3, stride),
-                "sep_conv_5x5": SepConvs(C, E, 5, stride),
-                "dil_conv_3x3": Separable(C, 3, stride, dilation=2, E=E),
-                "dil_conv_5x5": Separable(C, 5, stride, dilation=2, E=E),
+                "sep_conv_3x3": SepConvOnEdges(C, E, 3, stride),
+                "sep_conv_5x5": SepConvOnEdges(C, E, 5, stride),
+                "dil_conv_3x3": DepthwisePointwise(C, 3, stride, dilation=2, E=E),
+                "dil_conv_5x5": DepthwisePointwise(C, 5, stride, dilation=2, E=E),
             }
         )
-        # Without weights of their own, the same for all edges:
+        # These have no w: their outputs are the same for all edges.
         self.plain = nn.ModuleDict(
             {
                 "max_pool_3x3": nn.Sequential(nn.MaxPool2d(3, stride, padding=1), nn.BatchNorm2d(C, affine=False)),
@@ -59,11 +67,11 @@ class MixedEdges(nn.Module):
         if stride == 1:
             self.plain["skip_connect"] = nn.Identity()
         else:
-            self.convs["skip_connect"] = FactorizedReduces(C, E)
+            self.convs["skip_connect"] = FactorizedReduceOnEdges(C, E)
         self.bns = nn.ModuleDict({name: EdgeBN(E * C) for name in self.convs})
 
     def forward(self, x, weights):
-        """x (B, C, H, W), weights (E, operations) -> E tensors (B, C, H/stride, W/stride), one an edge."""
+        """x (B, C, H, W), weights (E, operations) -> ō(x) of each edge: E tensors (B, C, H/stride, W/stride)."""
         weights = dict(zip(PRIMITIVES, weights.unbind(dim=1), strict=True))
         positive = self.relu(x)
         convolved = total(
@@ -77,12 +85,15 @@ class MixedEdges(nn.Module):
 
 
 class Cell(nn.Module):
-    """Two input nodes, four intermediate ones, x_j = Σ_{i<j} mixed_ij(x_i) (eq. 1); puts out the latter."""
+    """Equation 1, x_j = Σ_{i<j} ō_ij(x_i), for the four intermediate nodes j. Nodes 0 and 1 are the inputs.
+
+    The output is the intermediate nodes, concatenated along the channels: 4·C of them.
+    """
 
     def __init__(self, C_pp, C_p, C, reduction, reduction_p):
         super().__init__()
         self.reduction = reduction
-        if reduction_p:  # the cell before the last has twice the height and width
+        if reduction_p:  # the previous cell reduced: s0 has twice the height and width of s1
             self.preprocess0 = FactorizedReduce(C_pp, C, affine=False)
         else:
             self.preprocess0 = ReLUConvBN(C_pp, C, affine=False)
@@ -93,7 +104,7 @@ class Cell(nn.Module):
         )
 
     def forward(self, s0, s1, weights):
-        """s0 (B, C_pp, …), s1 (B, C_p, …), weights: one (E, operations) tensor per source node."""
+        """s0 (B, C_pp, …), s1 (B, C_p, …), weights: a tensor (E, operations) per source node -> (B, 4·C, …)."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         incoming = {node: [] for node in range(INPUT_NODES, INPUT_NODES + NODES)}
         for node, source in enumerate(self.sources):
@@ -106,7 +117,11 @@ class Cell(nn.Module):
 
 
 class Network(nn.Module):
-    """The supernet: stem, `layers` cells (three of them reduction cells), average pool, linear classifier."""
+    """The supernet: stem, `layers` cells (three of them reduction cells), average pool, linear classifier.
+
+    All normal cells share `alphas_normal`, all reduction cells `alphas_reduce`, each (edges, operations); every cell
+    has its own w. Raises InputError for fewer than 4 cells.
+    """
 
     def __init__(self, C, num_classes, layers):
         super().__init__()
@@ -122,7 +137,7 @@ class Network(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_p, num_classes)
 
-        # α starts almost equal, so that no operation is ahead by chance.
+        # α starts almost equal: no operation is ahead by chance.
         self.alphas_normal = nn.Parameter(1e-3 * torch.randn(len(EDGES), len(PRIMITIVES)))
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(len(EDGES), len(PRIMITIVES)))
         by_source = torch.tensor([e for edges in EDGES_FROM for e in edges])
@@ -140,10 +155,13 @@ class Network(nn.Module):
         return self.classifier(self.pool(s1).flatten(1))
 
     def arch_parameters(self):
+        """α: of the normal cells, of the reduction cells."""
         return [self.alphas_normal, self.alphas_reduce]
 
     def weight_parameters(self):
+        """w: all parameters but α."""
         return [p for name, p in self.named_parameters() if not name.startswith("alphas_")]
 
     def genotype(self):
+        """The cells that α stands for now (`genotypes.derive`)."""
         return derive(self.alphas_normal, self.alphas_reduce)
