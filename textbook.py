@@ -1,13 +1,15 @@
-"""The plain, slow DARTS (Liu, Simonyan, Yang, "DARTS", ICLR 2019, arXiv 1806.09055).
+"""DARTS as the paper writes it (Liu, Simonyan, Yang, "DARTS", ICLR 2019, arXiv 1806.09055). Read this file first.
 
-The project's supernet and architect are checked against this file, so it imports nothing of theirs and goes
-the obvious way: one module per edge and operation, one call per module, contiguous tensors.
+It is plain and slow: one module per edge and operation, one call per module. From top to bottom:
 
-    TextbookNetwork     the supernet, MixedOp by MixedOp
-    plain_twin          a derived network or CheXNet without the project's short cuts; for timing
-    smooth_twin         any network with softplus for ReLU and average for max pools
-    unrolled_gradient   the exact gradient of equation 6, straight through the virtual step: the oracle
-    OriginalArchitect   an α step as the reference code drives it, with equation 8; for timing
+    the candidate operations     section 3.1
+    MixedOp                      equation 2, an edge that carries a mix of all operations
+    Cell                         equation 1, a node is the sum over its edges
+    TextbookNetwork              the supernet, a stack of cells
+    the gradient of α            equations 6 to 8
+
+model_search.py and architect.py compute the same faster. The tests compare them with this file, and `benchmarks.speed`
+times them against it; what only they need is the last part. So nothing of the project is imported here.
 
 Words: w weights, α architecture parameters, ξ step of the virtual update, ε finite-difference step.
 C_pp, C_p, C: channels of cells k-2, k-1, k. Batches: films (B, 3, H, W), labels (B, classes).
@@ -94,7 +96,7 @@ OPERATIONS = {
 }
 
 
-# --- Supernet: mixed operation, cell, network
+# --- The supernet: mixed operation, cell, network
 
 
 class MixedOp(nn.Module):
@@ -137,7 +139,7 @@ class TextbookNetwork(nn.Module):
     """The supernet: stem, `layers` cells (4 or more, so that both kinds occur), average pooling, linear head.
 
     Cells at layers//4, 2*layers//4 and 3*layers//4 reduce: half the size, twice the channels. Normal cells
-    share `alphas_normal`, reduction cells `alphas_reduce`, each (14 edges, 8 operations).
+    share `alphas_normal`, reduction cells `alphas_reduce`, each (14 edges, 8 operations). w is never shared.
     """
 
     def __init__(self, C, num_classes, layers):
@@ -176,44 +178,15 @@ class TextbookNetwork(nn.Module):
         return self.classifier(self.pooling(s1).flatten(1))
 
 
-def smooth_twin(network):
-    """In any network, in place: nn.Softplus for each nn.ReLU, nn.AvgPool2d for each nn.MaxPool2d. Returns it.
-
-    Without kinks the error of central differences falls with ε², so that they can be compared with exact
-    products. A pool keeps kernel, stride and padding; it counts the padding, unlike `avg_pool_3x3`, so the
-    two stay different. Weights and their names do not change.
-    """
-    for name, module in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(module, nn.ReLU):
-            network.set_submodule(name, nn.Softplus())
-        elif isinstance(module, nn.MaxPool2d):
-            pool = nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
-            network.set_submodule(name, pool)
-    return network
-
-
-# --- The gradient of α
-
-
-def plain_twin(network):
-    """Changes `network` in place to the plain way: contiguous, each separable convolution as its two convolutions."""
-    for parent in list(network.modules()):
-        for name, module in parent.named_children():
-            if hasattr(module, "depthwise"):
-                kernel, dilation = module.depthwise.kernel_size[0], module.dilation
-                depthwise = nn.Conv2d(
-                    module.C, module.C, kernel, module.stride, dilation * (kernel // 2), dilation, module.C, bias=False
-                )
-                depthwise.weight = module.depthwise.weight
-                setattr(parent, name, nn.Sequential(depthwise, module.pointwise))
-    network.to(memory_format=torch.contiguous_format)
-    entrance = network.stem if hasattr(network, "stem") else network.densenet
-    entrance.register_forward_pre_hook(lambda module, films: (films[0].contiguous(),))  # past the channels-last call
-    return network
+# --- The gradient of α (section 2.3). The search minimises L_val(w*(α), α) over α, where w*(α) minimises L_train(w, α)
+# (equations 3 and 4). Instead of w* it takes w'(α), one step of SGD from w. First order: ξ = 0, so w' = w, and the
+# gradient is ∇α L_val(w, α). Second order: ξ is the learning rate of w, and w' depends on α.
 
 
 def virtual_step(w, grad, momentum_buffers, xi, momentum, weight_decay):
-    """One SGD step as values: w' = w − ξ (μ · buffer + ∇w L_train(w, α) + λ w).
+    """w' of equation 6, one SGD step as values: w' = w − ξ (μ · buffer + ∇w L_train(w, α) + λ w).
+
+    The paper leaves out momentum (μ, buffer) and weight decay (λ).
 
     w, grad: lists of tensors; momentum_buffers: a list beside them, where None (for all or for one)
     is zero, as before the first step. Differentiable in all of them.
@@ -227,9 +200,9 @@ def virtual_step(w, grad, momentum_buffers, xi, momentum, weight_decay):
 
 
 def unrolled_gradient(network, criterion, trn, val, xi, momentum_buffers, momentum, weight_decay):
-    """The oracle: ∇α L_val(w'(α), α), equation 6, with w'(α) of `virtual_step`, differentiated as it stands.
+    """The exact second-order gradient: equation 6, ∇α L_val(w'(α), α), differentiated as it stands.
 
-    Autograd goes from L_val through w' into ∇w L_train, so equation 7 comes out without being written down:
+    Autograd goes from L_val through w' (`virtual_step`) into ∇w L_train, so equation 7 comes out by itself:
     ∇α L_val(w', α) − ξ ∇²α,w L_train(w, α) · ∇w' L_val(w', α). Nothing is approximated; no `.grad` and no
     running statistic is written.
 
@@ -251,11 +224,73 @@ def unrolled_gradient(network, criterion, trn, val, xi, momentum_buffers, moment
     return list(torch.autograd.grad(loss(stepped, *val), list(network.arch_parameters())))
 
 
-class OriginalArchitect:
-    """One α step in the manner of the reference code, kept to be timed against and compared with.
+def gradient_by_differences(first_term, alpha_gradient, w, v, xi, radius=0.01):
+    """Equation 7 with the product by central differences, equation 8, where v = ∇w' L_val(w', α) and w± = w ± εv:
 
-    Each second-order step builds a new network for w' and moves the live weights to w⁺ and w⁻ and back, which
-    restores them up to rounding. Its passes write the running statistics of the network.
+    ∇α L_val(w', α) − ξ (∇α L_train(w⁺, α) − ∇α L_train(w⁻, α)) / 2ε   with   ε = radius / ‖v‖.
+
+    first_term: ∇α L_val(w', α); alpha_gradient: () -> ∇α L_train for w as it stands; w, v: lists of tensors. w moves
+    to w⁺, to w⁻ and back in place, which restores it up to rounding. Returns a list in the order of first_term.
+    """
+    eps = radius / torch.cat([g.flatten() for g in v]).norm()
+
+    def move(distance):
+        with torch.no_grad():
+            for p, direction in zip(w, v, strict=True):
+                p.add_(distance * direction)
+
+    move(eps)  # w⁺ = w + ε v
+    plus = alpha_gradient()
+    move(-2 * eps)  # w⁻ = w − ε v
+    minus = alpha_gradient()
+    move(eps)  # w
+    return [g - xi * (p - m) / (2 * eps) for g, p, m in zip(first_term, plus, minus, strict=True)]
+
+
+# --- For tests and timing
+
+
+def smooth_twin(network):
+    """In any network, in place: nn.Softplus for each nn.ReLU, nn.AvgPool2d for each nn.MaxPool2d. Returns it.
+
+    Without kinks the error of central differences falls with ε², so that they can be compared with exact
+    products. A pool keeps kernel, stride and padding; it counts the padding, unlike `avg_pool_3x3`, so the
+    two stay different. Weights and their names do not change.
+    """
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if isinstance(module, nn.ReLU):
+            network.set_submodule(name, nn.Softplus())
+        elif isinstance(module, nn.MaxPool2d):
+            pool = nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
+            network.set_submodule(name, pool)
+    return network
+
+
+def plain_twin(network):
+    """A derived network or CheXNet without the project's fast forms, changed in place; for timing. Returns it.
+
+    Tensors are contiguous, and each separable convolution is two modules.
+    """
+    for parent in list(network.modules()):
+        for name, module in parent.named_children():
+            if hasattr(module, "depthwise"):
+                kernel, dilation = module.depthwise.kernel_size[0], module.dilation
+                depthwise = nn.Conv2d(
+                    module.C, module.C, kernel, module.stride, dilation * (kernel // 2), dilation, module.C, bias=False
+                )
+                depthwise.weight = module.depthwise.weight
+                setattr(parent, name, nn.Sequential(depthwise, module.pointwise))
+    network.to(memory_format=torch.contiguous_format)
+    entrance = network.stem if hasattr(network, "stem") else network.densenet
+    entrance.register_forward_pre_hook(lambda module, films: (films[0].contiguous(),))  # undoes forward's channels-last
+    return network
+
+
+class OriginalArchitect:
+    """One α step in the manner of the authors' code: what `benchmarks.speed` times and the tests compare with.
+
+    Each second-order step builds a new network for w' and moves the live weights to w⁺ and w⁻ and back. Its passes
+    write the running statistics of the network.
 
     make_network: () -> a network like `network`; w_optimizer: the SGD of w, asked for μ, λ and the momentum;
     radius: ε ‖v‖; full_backward: every pass is a whole backward() with all weight gradients, while False asks
@@ -286,20 +321,9 @@ class OriginalArchitect:
         unrolled = self.unrolled_network(trn, xi)
         self.criterion(unrolled(val[0]), val[1]).backward()  # L_val(w', α)
         v = [p.grad for p in unrolled.weight_parameters()]
-        eps = self.radius / torch.cat([g.flatten() for g in v]).norm()
-
-        def move(distance):
-            with torch.no_grad():
-                for p, direction in zip(w, v, strict=True):
-                    p.add_(distance * direction)
-
-        move(eps)  # w⁺ = w + ε v
-        plus = self.train_gradients(trn, self.network.arch_parameters())
-        move(-2 * eps)  # w⁻ = w − ε v
-        minus = self.train_gradients(trn, self.network.arch_parameters())
-        move(eps)  # w
-        pairs = zip(unrolled.arch_parameters(), plus, minus, strict=True)
-        return [alpha.grad - xi * (p - m) / (2 * eps) for alpha, p, m in pairs]
+        first_term = [alpha.grad for alpha in unrolled.arch_parameters()]
+        alphas = self.network.arch_parameters()
+        return gradient_by_differences(first_term, lambda: self.train_gradients(trn, alphas), w, v, xi, self.radius)
 
     def unrolled_network(self, trn, xi):
         """A new network with the weights w' and a copy of α and of the running statistics."""
