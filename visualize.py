@@ -1,7 +1,6 @@
 """Every picture of the project. Colours differ in lightness, lines in marker or style: all survive print in grey.
 
-python visualize.py FOLDER                  redraw the pictures of a run folder from its metrics.jsonl
-python visualize.py --summary Summary.png   the figure of the README
+python visualize.py FOLDER    redraw the pictures of a run folder from its metrics.jsonl
 """
 
 import argparse
@@ -22,18 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from sklearn.metrics import auc, roc_curve
 
-from genotypes import (
-    EDGES,
-    EDGES_PER_NODE,
-    INPUT_NODES,
-    NODES,
-    PRIMITIVES,
-    PUBLISHED,
-    edge_entropy,
-    load_genotype,
-    parse_genotype,
-)
-from support.files import replacing
+from genotypes import EDGES, EDGES_PER_NODE, INPUT_NODES, NODES, PRIMITIVES, edge_entropy, load_genotype, parse_genotype
+from support.files import InputError, replacing
 
 COLOURS = ("#00204d", "#c8553d", "#3b8bc4", "#8a8678", "#d9a400", "#5b2a86", "#58a55c", "#1b1b1b")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 2)))
@@ -47,12 +36,13 @@ KINDS = {  # of an operation: name, line colour, line style, fill of its label
 }
 KIND = {name: name.split("_")["pool" in name] for name in PRIMITIVES}  # operation -> key of KINDS
 WORDS = {name: re.sub(r"(\d)x(\d)", r"\1×\2", name.replace("_", " ")) for name in PRIMITIVES}
-NODE_NAMES = (r"$c_{k-2}$", r"$c_{k-1}$", *map(str, range(NODES)), r"$c_k$")
+# Intermediate nodes have the numbers of genotype.txt, where the inputs c_{k-2} and c_{k-1} are 0 and 1.
+NODE_NAMES = (r"$c_{k-2}$", r"$c_{k-1}$", *map(str, range(INPUT_NODES, INPUT_NODES + NODES)), r"$c_k$")
 COLUMN, FIRST_TRACK, TRACK, CELL_HEIGHT = 1.9, 0.5, 0.29, 3.35  # inches, of a drawn cell
 
 
-def _save(save, path, **options):
-    """Let `save` write to `path`, as a whole or not at all."""
+def save_picture(save, path, **options):
+    """Let `save`, such as a figure's savefig, write to `path`, as a whole or not at all."""
     path = Path(path)
     with replacing(path) as file:
         save(file, format=path.suffix[1:], **options)
@@ -69,63 +59,72 @@ def _panels(count, columns, width, height):
     return figure, panels[:count]
 
 
-def _text(axes, x, y, text, size=9, **look):
+def add_text(axes, x, y, text, size=9, **look):
+    """Text around height y, `size` in points."""
     axes.text(x, y, text, fontsize=size, va="center", zorder=4, **look)
 
 
-def _box(axes, x, y, text, width=0.52, height=0.34, fill="white", size=10):
-    style = {"boxstyle": "round,pad=0,rounding_size=0.06", "fc": fill, "ec": DARK, "gid": "node", "zorder": 3}
+def add_box(axes, x, y, text, width=0.52, height=0.34, fill="white", size=10):
+    """A rounded box around (x, y) with text in it."""
+    style = {"boxstyle": "round,pad=0,rounding_size=0.06", "fc": fill, "ec": DARK, "zorder": 3}
     axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, **style))
-    _text(axes, x, y, text, size, ha="center")
+    add_text(axes, x, y, text, size, ha="center")
 
 
-def _arrow(axes, *points, colour=DARK):
+def add_arrow(axes, *points, colour=DARK):
+    """A line through the points with a head at the last."""
     axes.add_patch(FancyArrowPatch(path=Polygon(points), arrowstyle="-|>", mutation_scale=11, color=colour))
 
 
 def cells_figure(genotype, title=""):
-    """A figure of the normal cell above the reduction cell; boxes have the gid "node", operations "label".
+    """A figure of the normal cell above the reduction cell."""
+    width, height = COLUMN * NODES + 1.8, 2 * CELL_HEIGHT + 0.1
+    figure = Figure(figsize=(width, height), dpi=150)  # the axes measure in inches
+    axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=(), xlim=(0, width), ylim=(0, height))
+    _add_cell(axes, CELL_HEIGHT, f"Normal cell   {title}", genotype.normal, genotype.normal_concat)
+    _add_cell(axes, 0, f"Reduction cell   {title}", genotype.reduce, genotype.reduce_concat)
+    return figure
+
+
+def _add_cell(axes, bottom, title, pairs, concat):
+    """One cell, from height `bottom` to `bottom` + CELL_HEIGHT; pairs and concat as in a genotype.
 
     The nodes stand in a row, each in a column of its own. An edge from the node just before is a straight arrow.
     Any other takes its target's track above the row or below it: those from c_{k-2} above, from c_{k-1} below.
     The label stands before the target's column, where no vertical line runs: whatever the cell, nothing crosses it.
     """
-    width, height = COLUMN * NODES + 1.8, 2 * CELL_HEIGHT + 0.1
-    figure = Figure(figsize=(width, height), dpi=150)
-    axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=(), xlim=(0, width), ylim=(0, height))
-    cells = ("Normal", genotype.normal, genotype.normal_concat), ("Reduction", genotype.reduce, genotype.reduce_concat)
+    add_text(axes, 0.2, bottom + CELL_HEIGHT - 0.15, title, 12, weight="bold")
+    middle, low = bottom + 1.65, bottom + 0.06
     x = [0.5, *(0.5 + COLUMN * k for k in range(NODES + 1)), COLUMN * NODES + 1.4]  # of the nodes' centres
-    for bottom, (name, pairs, concat) in zip((CELL_HEIGHT, 0), cells, strict=True):
-        _text(axes, 0.2, bottom + CELL_HEIGHT - 0.15, f"{name} cell   {title}", 12, weight="bold")
-        middle = bottom + 1.65
-        y = [middle + FIRST_TRACK, middle - FIRST_TRACK] + [middle] * (NODES + 1)
-        for k in range(NODES):
-            node = INPUT_NODES + k
-            two = sorted(pairs[EDGES_PER_NODE * k :][:EDGES_PER_NODE], key=lambda pair: (pair[1] == 1, pair[1]))
-            for side, (operation, source) in zip((1, -1), two, strict=True):  # c_{k-1} comes last: below
-                right, branch, left = x[source] + 0.26, x[source] + 0.38, x[node] - 0.26
-                straight = INPUT_NODES <= source == node - 1
-                track = middle if straight else middle + side * (FIRST_TRACK + k * TRACK)
-                turns = (right, y[source]), (branch, y[source]), (branch, track), (x[node], track)
-                _arrow(
-                    axes, *([(right, track), (left, track)] if straight else [*turns, (x[node], middle + side * 0.17)])
-                )
-                if sum(other == source for _, other in pairs) > 1:  # lines part at dots; lines that cross have none
-                    axes.plot((branch, branch), (y[source], track), "o", ms=4, color=DARK)
-                look = {"boxstyle": "round,pad=0.2", "fc": KINDS[KIND[operation]][3], "ec": FAINT, "lw": 0.6}
-                _text(axes, left - 0.6, track, WORDS[operation], ha="center", bbox=look, gid="label")
-        low = bottom + 0.06
-        for node in concat:
-            axes.plot((x[node] + 0.17,) * 2, (middle, low), color=FAINT, ls="--", zorder=1)
-        _arrow(axes, (x[min(concat)] + 0.17, low), (x[-1], low), (x[-1], middle - 0.17), colour=FAINT)
-        for place, name in zip(zip(x, y, strict=True), NODE_NAMES, strict=True):
-            _box(axes, *place, name, fill="white" if name.isdigit() else "#d6d6d6")
-    return figure
+    y = [middle + FIRST_TRACK, middle - FIRST_TRACK] + [middle] * (NODES + 1)
+    sources = [source for _, source in pairs]
+    for k in range(NODES):
+        node = INPUT_NODES + k
+        two = pairs[EDGES_PER_NODE * k :][:EDGES_PER_NODE]
+        two = sorted(two, key=lambda pair: (pair[1] == 1, pair[1]))  # c_{k-1} comes last: below
+        for side, (operation, source) in zip((1, -1), two, strict=True):
+            right, branch, left = x[source] + 0.26, x[source] + 0.38, x[node] - 0.26
+            if INPUT_NODES <= source == node - 1:
+                track = middle
+                add_arrow(axes, (right, track), (left, track))
+            else:
+                track = middle + side * (FIRST_TRACK + k * TRACK)
+                start = (right, y[source]), (branch, y[source])
+                add_arrow(axes, *start, (branch, track), (x[node], track), (x[node], middle + side * 0.17))
+            if sources.count(source) > 1:  # lines part at dots; lines that cross have none
+                axes.plot((branch, branch), (y[source], track), "o", ms=4, color=DARK)
+            look = {"boxstyle": "round,pad=0.2", "fc": KINDS[KIND[operation]][3], "ec": FAINT, "lw": 0.6}
+            add_text(axes, left - 0.6, track, WORDS[operation], ha="center", bbox=look)
+    for node in concat:
+        axes.plot((x[node] + 0.17,) * 2, (middle, low), color=FAINT, ls="--", zorder=1)
+    add_arrow(axes, (x[min(concat)] + 0.17, low), (x[-1], low), (x[-1], middle - 0.17), colour=FAINT)
+    for place, name in zip(zip(x, y, strict=True), NODE_NAMES, strict=True):
+        add_box(axes, *place, name, fill="white" if name.isdigit() else "#d6d6d6")
 
 
 def draw_cells(path, genotype):
     """The normal and the reduction cell of a genotype."""
-    _save(cells_figure(genotype).savefig, path)
+    save_picture(cells_figure(genotype).savefig, path)
 
 
 def draw_cells_over_epochs(path, genotypes):
@@ -135,7 +134,7 @@ def draw_cells_over_epochs(path, genotypes):
         canvas = FigureCanvasAgg(cells_figure(genotype, f"epoch {epoch}"))
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(64))
-    _save(frames[0].save, path, save_all=True, append_images=frames[1:], duration=800, loop=0)
+    save_picture(frames[0].save, path, save_all=True, append_images=frames[1:], duration=800, loop=0)
 
 
 def edge_weights(alphas):
@@ -153,9 +152,9 @@ def draw_alphas(path, normal, reduce):
         axes.set_xticks(range(len(PRIMITIVES)), WORDS.values(), rotation=90)
         axes.set_yticks(range(len(EDGES)), [f"{source}→{node}" for source, node in EDGES])
         axes.set_title(f"{kind} cell")
-    figure.supxlabel(r"edges: 0 is $c_{k-2}$, 1 is $c_{k-1}$, 2 to 5 are the nodes that the cells show as 0 to 3")
+    figure.supxlabel(r"edges source→node: 0 is $c_{k-2}$, 1 is $c_{k-1}$, 2 to 5 are the intermediate nodes")
     figure.colorbar(picture, ax=list(panels), label="softmax(α)")
-    _save(figure.savefig, path)
+    save_picture(figure.savefig, path)
 
 
 def _curves(axes, rows, title, curves):
@@ -186,7 +185,7 @@ def draw_search(path, rows):
     _curves(panels[2], rows, "Entropy in nats, mean over edges", entropies)
     panels[5].axis("off")
     panels[5].legend(*panels[4].get_legend_handles_labels(), loc="center", title="operation", handlelength=4)
-    _save(figure.savefig, path)
+    save_picture(figure.savefig, path)
 
 
 def draw_training(path, rows):
@@ -194,7 +193,7 @@ def draw_training(path, rows):
     figure, panels = _panels(2, 2, 4, 3.2)
     _curves(panels[0], rows, "Loss", {"train": "train_loss", "val": "val_loss"})
     _curves(panels[1], rows, "Val AUC, mean of the findings", {"val": "val_auc"})
-    _save(figure.savefig, path)
+    save_picture(figure.savefig, path)
 
 
 def draw_roc(path, labels, probabilities, findings):
@@ -205,7 +204,7 @@ def draw_roc(path, labels, probabilities, findings):
         axes.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.set_title(findings[k].replace("_", " "), fontsize=10)
         if labels[:, k].min() == labels[:, k].max():
-            _text(axes, 0.5, 0.5, "n/a", ha="center")
+            add_text(axes, 0.5, 0.5, "n/a", ha="center")
             continue
         for scores, style in zip(probabilities.values(), styles, strict=True):
             false, true, _ = roc_curve(labels[:, k], scores[:, k])
@@ -216,7 +215,7 @@ def draw_roc(path, labels, probabilities, findings):
     figure.legend(lines, probabilities, title="AUC in the panels", **look)
     figure.supxlabel("false positive rate (1 − specificity)")
     figure.supylabel("true positive rate (sensitivity)")
-    _save(figure.savefig, path)
+    save_picture(figure.savefig, path)
 
 
 def draw_auc(path, table, rows):
@@ -232,7 +231,7 @@ def draw_auc(path, table, rows):
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="AUC with 95 % interval")
     axes.set_yticks(range(len(rows)), [row.replace("_", " ") for row in rows])
     figure.legend(loc="outside upper center", ncols=min(5, len(table)))
-    _save(figure.savefig, path)
+    save_picture(figure.savefig, path)
 
 
 def draw_comparison(path, groups):
@@ -244,7 +243,7 @@ def draw_comparison(path, groups):
     axes.set(yticks=range(len(groups)), yticklabels=groups, xlabel="test AUC, mean of the findings")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    _save(figure.savefig, path)
+    save_picture(figure.savefig, path)
 
 
 def draw_films(path, films, texts):
@@ -266,7 +265,7 @@ def draw_activation(path, films, maps, texts):
             over = axes.imshow(maps[k], interpolation="bilinear", **place, **look)
     if maps is not None:
         figure.colorbar(over, ax=list(panels), label="added to the logit (mean)", shrink=0.8)
-    _save(figure.savefig, path)
+    save_picture(figure.savefig, path)
 
 
 def class_activation(network, films):
@@ -281,70 +280,14 @@ def class_activation(network, films):
         hook = last.register_forward_hook(lambda _, inputs, output: features.append(output.relu()))
     else:
         hook = network.pool.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-    with torch.no_grad(), hook:  # which takes itself off
+    with torch.no_grad(), hook:  # the hook is removed at the end
         network.eval()(films)
         network.train(training)
         return torch.einsum("fc,bchw->bfhw", network.classifier.weight, features[0])
 
 
-def draw_summary(path):
-    """The figure of the README: a mixed cell, the network of cells, a step of the search, the found cell."""
-    figure = Figure(figsize=(9, 7.2), dpi=150)  # the axes measure in inches, here and in cells_figure
-    axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=(), xlim=(0, 9), ylim=(0, 7.2))
-    titles = "A cell with mixed edges/The network of cells/One step of the search/From the search to the table"
-    for k, title in enumerate(titles.split("/")):
-        _text(axes, 0.15 + 4.5 * (k % 2), 7 - 3.75 * (k // 2), f"{k + 1}  {title}", 12, weight="bold")
-
-    ring = np.array([(-1, 0.55), (-1, -0.55), (-0.35, 1), (-0.35, -1), (0.45, 0.9), (0.45, -0.9), (1, 0)])
-    mixed = [(source, node, kind, k) for source, node in EDGES for k, kind in enumerate(KINDS)]
-    one = [(i, INPUT_NODES + k // 2, KIND[op], 1.5) for k, (op, i) in enumerate(PUBLISHED["DARTS_V1"].normal)]
-    for places, edges in ((ring * (1.75, 1) + (2.15, 5.55), mixed), (ring * (1.15, 0.85) + (6.05, 2), one)):
-        for source, node, kind, k in edges:  # k: place of the line in the edge's bundle
-            along = places[node] - places[source]
-            ends = places[[source, node]] + np.array((-along[1], along[0])) / np.hypot(*along) * (k - 1.5) * 0.05
-            axes.plot(*ends.T, color=KINDS[kind][1], ls=KINDS[kind][2], lw=1.4)
-        for k, name in enumerate(NODE_NAMES):
-            _box(axes, *places[k], name, fill="white" if name.isdigit() else "#d6d6d6")
-            if name.isdigit():
-                axes.plot(*places[[k, -1]].T, color=FAINT, lw=0.8, ls="--", zorder=1)
-    for k, (name, colour, line, _) in enumerate(KINDS.values()):
-        x, y = 0.15 + 2.1 * (k % 2), 4.22 - 0.22 * (k // 2)
-        axes.plot((x, x + 0.35), (y, y), color=colour, ls=line, lw=1.6)
-        _text(axes, x + 0.42, y, name)
-    _text(axes, 0.15, 3.66, r"node $j=\sum_{i<j,\;o}\;\mathrm{softmax}(\alpha_{ij})_o\cdot o\,(\mathrm{node}\ i)$", 10)
-
-    stages = "films 3×64×64/stem 3C×16×16/normal cell 4C×16×16/reduction cell 8C×8×8/reduction cell 16C×4×4/"
-    stages += "reduction cell 32C×2×2/normal cell 32C×2×2/average pool 32C×1×1/linear 14 logits"  # the phantom's
-    for k, (name, shape) in enumerate(re.findall(r"([a-z ]+) (\d[^/]+)", stages)):
-        x, y = 5.3 + 1.5 * (k % 3), 6.45 - 1.05 * (k // 3)
-        _box(axes, x, y, name, 1.2, 0.42, "#a9cbea" if "reduction" in name else PALE)
-        _text(axes, x, y - 0.34, shape, ha="center")
-        if k % 3:
-            _arrow(axes, (x - 0.9, y), (x - 0.6, y))
-        elif k:
-            _arrow(axes, (x + 3, y + 0.6), (x + 3, y + 0.43), (x, y + 0.43), (x, y + 0.21))
-    _text(axes, 4.7, 3.66, "channels × height × width; C: channels of the first cell")
-
-    steps = (
-        "virtual step of w on a train batch\n" + r"$w'=w-\xi\,\nabla_wL_{train}(w,\alpha)$",
-        "step of α (Adam) on a val batch along\n" + r"$\nabla_\alpha L_{val}(w',\alpha)"
-        r"-\xi\,\nabla^2_{\alpha,w}L_{train}(w,\alpha)\,\nabla_{w'}L_{val}(w',\alpha)$",
-        "step of w (SGD) on the same train batch along\n" + r"$\nabla_wL_{train}(w,\alpha)$",
-    )
-    stations = "derive the cells", "stack, train\nfrom scratch", "AUC by finding,\nbeside CheXNet"
-    for x, width, size, texts in ((2.17, 4.04, 10, steps), (8.25, 1.25, 9, stations)):
-        for k, text in enumerate(texts):
-            y = 2.6 - 0.86 * k
-            _box(axes, x, y, text, width, 0.64, "#f2d5cd" if "α (" in text else PALE, size)
-            if k:
-                _arrow(axes, (x, y + 0.54), (x, y + 0.32))
-    _text(axes, 0.15, 0.28, r"First order: $\xi=0$, so $w'=w$. Second order: $\xi$ is the rate of SGD.")
-    _text(axes, 4.7, 0.4, "Each node keeps its two strongest edges,\neach edge its strongest operation.")
-    _save(figure.savefig, path)
-
-
 def draw_run(folder):
-    """Draw a run's pictures into its folder; returns their paths. Raises ValueError with one line.
+    """Draw a run's pictures into its folder; returns their paths. Raises InputError with one line.
 
     Of a search: cells.png (of genotype.txt), cells.gif, alphas.png (last epoch), search.png; else training.png.
     """
@@ -353,12 +296,12 @@ def draw_run(folder):
         for line in source.read_text(encoding="utf-8").splitlines():
             rows.append(json.loads(line))
     except OSError as error:
-        raise ValueError(f"{source}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{source}: cannot be read ({error.strerror})") from None
     except ValueError:
-        raise ValueError(f"{source}, line {len(rows) + 1}: not JSON") from None
+        raise InputError(f"{source}, line {len(rows) + 1}: not JSON") from None
     keys = {"epoch", "train_loss", "val_loss", "val_auc"}
     if not rows or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-        raise ValueError(f"{source}: no epoch, or one without {', '.join(sorted(keys))}")
+        raise InputError(f"{source}: no epoch, or one without {', '.join(sorted(keys))}")
     names = ("cells.png", "cells.gif", "alphas.png", "search.png") if "alphas" in rows[-1] else ("training.png",)
     paths = [source.with_name(name) for name in names]
     if len(paths) == 1:
@@ -373,15 +316,11 @@ def draw_run(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("folder", nargs="?", help="of a run, such as search_first_order or weights/chexnet")
-    what.add_argument("--summary", metavar="PATH", help="draw the figure of the README instead")
+    parser.add_argument("folder", help="of a run, such as search_first_order or weights/chexnet")
     arguments = parser.parse_args()
-    if arguments.summary:
-        return draw_summary(arguments.summary)
     try:
         print(*draw_run(arguments.folder), sep="\n")
-    except ValueError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
 import visualize
 from chexnet import CheXNet
 from dataset import FINDINGS
+from docs.summary import draw_summary
 from genotypes import EDGES, PRIMITIVES, format_genotype, random_genotype, save_genotype
 from model_eval import Network
 
@@ -55,19 +57,21 @@ def test_nothing_covers_a_label_of_a_cell(seed):
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # places the labels' boxes
     (axes,) = figure.axes
-    texts = [text for text in axes.texts if text.get_gid() == "label"]
-    labels = [text.get_bbox_patch().get_window_extent(renderer) for text in texts]
-    nodes = [patch.get_window_extent(renderer) for patch in axes.patches if patch.get_gid() == "node"]
-    titles = [text.get_window_extent(renderer) for text in axes.texts if "cell" in text.get_text()]
     operations = [op for op, _ in genotype.normal + genotype.reduce]
     words = [op.replace("_", " ").replace("3x3", "3×3").replace("5x5", "5×5") for op in operations]
+    texts = [text for text in axes.texts if text.get_text() in words]
+    labels = [text.get_bbox_patch().get_window_extent(renderer) for text in texts]
+    nodes = [patch.get_window_extent(renderer) for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    titles = [text.get_window_extent(renderer) for text in axes.texts if "cell" in text.get_text()]
     assert sorted(text.get_text() for text in texts) == sorted(words)
     assert len(nodes) == 2 * (2 + 4 + 1) and len(titles) == 2
+    assert [text.get_text() for text in axes.texts if text.get_text().isdigit()] == ["2", "3", "4", "5"] * 2
     for k, box in enumerate(labels):
         assert not any(box.overlaps(other) for other in labels[k + 1 :] + nodes + titles)
         assert box.x0 > 0 and box.y0 > 0 and box.x1 < figure.bbox.x1 and box.y1 < figure.bbox.y1
 
-    edges = [axes.transData.transform(p.get_path().vertices) for p in axes.patches if p.get_gid() is None]
+    arrows = [patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]
+    edges = [axes.transData.transform(arrow.get_path().vertices) for arrow in arrows]
     lines = edges + [axes.transData.transform(line.get_xydata()) for line in axes.lines]
     pieces = [(*np.sort(pair, axis=0), k) for k, line in enumerate(lines) for pair in pairwise(line)]
     pieces = [piece for piece in pieces if (piece[1] - piece[0]).min() < 1]  # without the arrows' heads
@@ -126,7 +130,7 @@ def test_entropy_of_equal_and_of_decided_weights():
 
 
 @pytest.mark.filterwarnings("error")  # such as scikit-learn's for one class
-def test_results_films_and_summary(tmp_path, monkeypatch):
+def test_results_films_and_summary(tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (60, len(FINDINGS)))
     labels[:, 0] = 0  # no positive film: n/a
@@ -141,8 +145,7 @@ def test_results_films_and_summary(tmp_path, monkeypatch):
     texts = ["No Finding"] * 6 + ["|".join(FINDINGS)]
     visualize.draw_films(tmp_path / "films.png", films, texts)
     visualize.draw_activation(tmp_path / "activation.png", films, rng.normal(size=(7, 2, 2)), texts)
-    monkeypatch.setattr(sys, "argv", ["visualize.py", "--summary", str(tmp_path / "Summary.png")])
-    visualize.main()
+    draw_summary(tmp_path / "Summary.png")
     for name in ("roc", "auc", "films", "activation", "Summary"):
         check_picture(tmp_path / f"{name}.png")
     with Image.open(tmp_path / "activation.png") as image:
