@@ -163,5 +163,5 @@ class Network(nn.Module):
         return [p for name, p in self.named_parameters() if not name.startswith("alphas_")]
 
     def genotype(self):
-        """The cells that α stands for now (`genotypes.derive`)."""
+        """The two cells derived from the present α (`genotypes.derive`)."""
         return derive(self.alphas_normal, self.alphas_reduce)

@@ -292,7 +292,7 @@ class OriginalArchitect:
     Each second-order step builds a new network for w' and moves the live weights to w⁺ and w⁻ and back. Its passes
     write the running statistics of the network.
 
-    make_network: () -> a network like `network`; w_optimizer: the SGD of w, asked for μ, λ and the momentum;
+    make_network: () -> a network like `network`; w_optimizer: the SGD of w, whose μ, λ and momentum are read;
     radius: ε ‖v‖; full_backward: every pass is a whole backward() with all weight gradients, while False asks
     autograd, in the passes on the train batch, for the needed gradients only.
     """

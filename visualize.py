@@ -49,7 +49,7 @@ def save_picture(save, path, **options):
 
 
 def _panels(count, columns, width, height):
-    """A figure of `count` axes, `width` × `height` inches each, whose decorations keep clear of each other."""
+    """A figure of `count` axes, `width` × `height` inches each, laid out so that labels do not overlap."""
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
@@ -271,8 +271,8 @@ def draw_activation(path, films, maps, texts):
 def class_activation(network, films):
     """What each place of the last feature map adds to each logit: films (B, 3, H, W) -> (B, findings, h, w).
 
-    model_eval.Network and chexnet.CheXNet end in global average pooling and one linear layer, which may as well
-    come before the pooling: the mean of a map is the logit minus the layer's bias, exactly.
+    model_eval.Network and chexnet.CheXNet end in global average pooling and one linear layer. Both are linear, so they
+    can be exchanged: the mean of a map is the logit minus the layer's bias, exactly.
     """
     features, training = [], network.training
     if hasattr(network, "densenet"):  # torchvision's: a ReLU and the pooling follow `features`, as functions
