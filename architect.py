@@ -19,7 +19,7 @@ class Architect:
     """Makes α steps on `network`, whose weights, momentum and BatchNorm buffers it only reads.
 
     Every loss is computed from values passed in, L(w, α): w' and w± never enter the model, so nothing has to
-    be put back. Weights are passed detached unless their own gradient is wanted, so that autograd computes no
+    be put back. Weights are passed detached unless their own gradient is needed, so that autograd computes no
     weight gradient in passes that need ∇α alone; these are most of the cost of a pass.
     """
 

@@ -173,7 +173,7 @@ def load_set(folder):
         source = json.loads(at.read_text(encoding="utf-8"))
         checksum, notice = source["checksum"], source.get("notice", "not for clinical use")
         if checksum != set_checksum(folder):
-            raise InputError("its checksum does not fit images.npy and labels.csv: prepare the set anew")
+            raise InputError("its checksum does not fit images.npy and labels.csv: prepare the set again")
     except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
         raise InputError(f"{at}: {error}") from None
     return PreparedSet(folder.name, images, labels, table, checksum, notice)
@@ -212,7 +212,7 @@ class Films:
         films = torch.from_numpy(np.ascontiguousarray(prepared.images[rows]))
         height, size = films.shape[1:]
         if height != size:  # evaluation would squeeze what training crops
-            raise InputError(f"films of {height} × {size} pixels must be square: prepare the set anew")
+            raise InputError(f"films of {height} × {size} pixels must be square: prepare the set again")
         if crop % 32 or not 0 < crop <= size:
             raise InputError(f"crop {crop} must be a multiple of 32 and at most the films' {size} pixels")
         if 2 * crop < size:  # training would see a corner at full scale, evaluation the whole film reduced
@@ -265,7 +265,7 @@ class Films:
 
 
 class Sampler:
-    """Endless batches of a split: shuffled anew for each pass, the incomplete last batch dropped.
+    """Endless batches of a split: shuffled for each pass, the incomplete last batch dropped.
 
     Every rank draws the whole batch, whose films are `index` (batch_size,), and makes its own `part` of it.
     """

@@ -29,7 +29,7 @@ EXACT_PRODUCT = False  # second order only; False: the paper's finite difference
 DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
 OUT = "."  # everything this run writes lies below it
-FRESH = False  # True: move an old run of this name aside and start anew
+FRESH = False  # True: move an old run of this name aside and start again from the first epoch
 SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 

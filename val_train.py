@@ -29,7 +29,7 @@ GENOTYPE = ""  # another cell instead: a file, "random" (drawn with SEED), or a 
 DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
 OUT = "."  # everything this run reads from a search, and writes, lies below it
-FRESH = False  # True: move an old run of this name aside and start anew
+FRESH = False  # True: move an old run of this name aside and start again from the first epoch
 SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 

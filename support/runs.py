@@ -1,4 +1,4 @@
-"""A run's folder: settings, log, metrics and checkpoints; continuing, stopping, finishing and starting anew.
+"""A run's folder: settings, log, metrics and checkpoints; continuing, stopping, finishing, starting again.
 
     settings.json   the settings that affect the result, and where it ran: git commit, versions, device
     log.txt         for people
@@ -86,7 +86,7 @@ def refuse_changes(folder, before, now):
 
 
 class Losses:
-    """Means of an epoch's losses, summed on the device; reading them makes it wait, so it is rare.
+    """Means of an epoch's losses, summed on the device. Reading them blocks it, so it is done rarely.
 
     A loss that is not finite ends the run when it is read: its step and films are named.
     """
@@ -164,7 +164,7 @@ class Run:
         if self.finished and ranks.rank() == 0:
             self.lock.release(force=True)
             best = self.saved["progress"]["best_auc"]
-            print(f"{self.folder}: finished already (best val AUC {best:.3f}), left as it is; --fresh starts anew")
+            print(f"{self.folder}: finished already (best val AUC {best:.3f}), left as it is; --fresh starts again")
 
     # --- Opening
 
@@ -241,7 +241,7 @@ class Run:
                 (item.set_state if isinstance(item, torch.Generator) else item.load_state_dict)(state)
             self.started -= self.saved["seconds"]
         if ranks.rank() == 0:
-            for path in [self.folder / name for name in LOGS]:  # what was written after the checkpoint comes again
+            for path in [self.folder / name for name in LOGS]:  # what was written after the checkpoint is written again
                 if path.exists():  # after a power cut it may be shorter than it was
                     os.truncate(path, min(path.stat().st_size, lengths.get(path.name, 0)))
         if self.saved is not None:

@@ -15,6 +15,17 @@ def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="also the long tests")
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: runs with --all only")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="with --all only"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)

@@ -104,7 +104,7 @@ def test_a_signal_to_one_rank_is_known_to_both(both):
 def test_two_ranks_fed_the_same_slice_are_one_process_fed_it(both, small_set, order):
     films = Films(load_set(small_set / "small"), "train", 32, CPU)
     alone = search_steps(films, order, same_slice=True)
-    equal(both[0][order, "same"], alone)
+    equal(both[0][order, "same"]["states"], alone["states"])
     assert not torch.equal(both[0][order]["states"][0]["losses"], alone["states"][0]["losses"])
 
 
@@ -150,6 +150,7 @@ def train_on_two_ranks(name, data, out, *options):
     return torch.load(out / folder / "checkpoint.pt")
 
 
+@pytest.mark.long
 def test_two_ranks_train_with_the_draws_of_one(small_set, tmp_path):
     saved = train_on_two_ranks("val", small_set, tmp_path / "two", "--epochs", "2")["states"]
     start("val", small_set, tmp_path / "one")
@@ -172,6 +173,7 @@ def test_drop_path_is_sliced_as_the_films_are(small_set, tmp_path, monkeypatch):
     assert seen == [(6, [10, 11, 12, 13, 14, 15])] * 6
 
 
+@pytest.mark.long
 def test_chexnet_trains_on_two_ranks(small_set, tmp_path):
     assert train_on_two_ranks("chexnet", small_set, tmp_path)["finished"]
 
@@ -199,6 +201,7 @@ def search_on_two_ranks(data, out):
     return launch("search_train.py", data, out, *NETWORK, "--epochs", "2")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
 def test_a_rank_that_dies_ends_the_run_which_goes_on(small_set, tmp_path, capsys):
     """With the same number of ranks as if nothing had happened, and with another one."""
@@ -222,6 +225,8 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on(small_set, tmp_path, capsys
     assert len(metrics(tmp_path / "alone" / "search_first_order")) == 2
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
 def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on(small_set, tmp_path):
     process, folder = search_on_two_ranks(small_set, tmp_path), tmp_path / "search_first_order"
     wait_for(folder / "metrics.jsonl", process)

@@ -92,12 +92,14 @@ def kill(name, data, folder, kills, seed):
 
 
 @pytest.mark.parametrize(
-    ("name", "few", "all_kills"), [("search", 4, 20), ("second", 0, 5), ("val", 1, 5), ("chexnet", 1, 5)]
+    ("name", "kills"),
+    [("search", 3)]
+    + [
+        pytest.param(name, kills, marks=pytest.mark.long)
+        for name, kills in (("search", 20), ("second", 5), ("val", 5), ("chexnet", 5))
+    ],
 )
-def test_killed_runs_end_as_one_never_stopped(name, few, all_kills, small_set, tmp_path, undisturbed, request):
-    kills = all_kills if request.config.getoption("--all") else few
-    if not kills:
-        pytest.skip("with --all only")
+def test_killed_runs_end_as_one_never_stopped(name, kills, small_set, tmp_path, undisturbed):
     finished = kill(name, small_set, tmp_path, kills, seed=random.randrange(10**6))
     assert finished
     for out in finished:

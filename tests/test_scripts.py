@@ -325,7 +325,7 @@ def test_chexnets_learning_rate_falls_on_a_plateau_and_ends_the_training(small_s
     monkeypatch.setattr(chexnet, "evaluate", lambda *_: (0.5, 1.0))
     run(chexnet, small_set, tmp_path, "--epochs", 50, "--lr", 1e-6)
     rates = [row["lr"] for row in metrics(tmp_path / "weights" / "chexnet")]
-    # The first epoch is the best, the next is borne, the third divides; then every second epoch does.
+    # The first epoch is the best, the next changes nothing, the third divides; then every second epoch does.
     assert rates == pytest.approx([1e-6] * 3 + [1e-7] * 2)
 
 
@@ -350,10 +350,9 @@ def test_seeds_decide_the_result(small_set, tmp_path):
     assert rows[0] == rows[1] != rows[2]
 
 
-def test_a_network_learns_the_phantom(tmp_path, request):
+@pytest.mark.long
+def test_a_network_learns_the_phantom(tmp_path):
     """Two minutes: the set is drawn, and four epochs must find more than chance, on films of other patients."""
-    if not request.config.getoption("--all"):
-        pytest.skip("with --all only")
     arguments = ["--data", str(tmp_path), "--out", str(tmp_path), "--genotype", "DARTS_V2", "--epochs", "4"]
     settings.start(val_train.main, val_train.__file__, [*arguments, "--device", "cpu"])
     assert max(row["val_auc"] for row in metrics(tmp_path / "weights" / "DARTS_V2")) > 0.6
