@@ -48,11 +48,11 @@ class CheXNet(nn.Module):
     """DenseNet-121; films (B, 3, H, W) -> logits (B, num_classes)."""
 
     def __init__(self, num_classes, pretrained=False, folder="weights"):
-        """pretrained: start from torchvision's ImageNet weights, see `imagenet_weights(folder)`."""
+        """pretrained: start from torchvision's ImageNet weights, see `load_imagenet_weights`."""
         super().__init__()
         self.densenet = densenet121()
         if pretrained:
-            self.densenet.load_state_dict(imagenet_weights(folder))
+            load_imagenet_weights(self.densenet, folder)
         self.densenet.classifier = nn.Linear(self.densenet.classifier.in_features, num_classes)
         self.to(memory_format=torch.channels_last)
 
@@ -64,20 +64,28 @@ class CheXNet(nn.Module):
         return self.densenet(films.contiguous(memory_format=torch.channels_last))
 
 
-def imagenet_weights(folder):
-    """torchvision's DenseNet-121 weights from `folder`, downloaded into it where missing. Raises InputError."""
+def load_imagenet_weights(densenet, folder):
+    """Load torchvision's ImageNet weights from `folder`, where they are downloaded to if missing. Raises InputError.
+
+    densenet: torchvision's DenseNet-121 with its 1,000 classes.
+    """
     url = DenseNet121_Weights.IMAGENET1K_V1.url
     path = Path(folder) / url.rpartition("/")[2]
+    ways = f"put {url} there by hand, or pass --no-pretrained"
+    with ranks.first_rank_first():
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(url, path)
+            except OSError as error:  # urllib's errors are OSErrors, too
+                raise InputError(f"{path} is missing and cannot be downloaded ({error}): {ways}") from None
     try:
-        with ranks.first_rank_first():  # which downloads
-            state = torch.hub.load_state_dict_from_url(url, model_dir=folder, map_location="cpu", weights_only=True)
-    except Exception as error:  # no network, a broken file, a full disk: each means the same to the user
-        raise InputError(
-            f"{path}: ImageNet weights cannot be read or downloaded ({type(error).__name__}); "
-            f"put {url} there by hand, or pass --no-pretrained"
-        ) from None
-    # The file is older than the names of today's modules: denselayer1.norm.1 is now denselayer1.norm1.
-    return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", key): v for key, v in state.items()}
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        # The file is older than the names of today's modules: denselayer1.norm.1 is now denselayer1.norm1.
+        state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", key): v for key, v in state.items()}
+        densenet.load_state_dict(state)
+    except Exception:  # torch raises many kinds for a file that is not what it should be
+        raise InputError(f"{path} is damaged, or another network's: delete it, then {ways}") from None
 
 
 def main(settings):
@@ -99,7 +107,7 @@ def main(settings):
     scheduler = ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=settings.patience, threshold=0)
     run.restore(network=network, optimizer=optimizer, scheduler=scheduler, train=sampler, generator=generator)
     if run.new:
-        run.log(f"CheXNet, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
+        run.log(f"CheXNet, {data.name}: {len(trn_films)} train and {len(val_films)} val films; {run.where()}")
         run.log(f"DenseNet-121: {sum(p.numel() for p in weights) / 1e6:.2f} M parameters")
         run.log("epoch         lr   train loss   val loss   val AUC")
 

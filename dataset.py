@@ -185,8 +185,8 @@ def open_set(data, name):
     with ranks.first_rank_first():
         if name == "phantom" and not (folder / "source.json").exists():
             script = Path(__file__).parent / "data" / "prepare_phantom.py"
-            if subprocess.run([sys.executable, script, folder]).returncode:
-                raise InputError(f"{folder}: {script.name} could not make the phantom set, see above")
+            if status := subprocess.run([sys.executable, script, folder]).returncode:
+                raise SystemExit(status)  # the script has said why
     return load_set(folder)
 
 
@@ -275,6 +275,10 @@ class Sampler:
             raise InputError(f"batch size {batch_size} must be 1 to {len(films)}, the films of {films.split}")
         self.films, self.batch_size, self.generator = films, batch_size, generator
         self.part = ranks.part(batch_size)
+        # The networks divide height and width by 32. BatchNorm cannot train on one value per channel.
+        if (self.part.stop - self.part.start) * (films.crop // 32) ** 2 < 2:
+            where = f"batch size {batch_size} on {ranks.count()} ranks with crop {films.crop}"
+            raise InputError(f"{where} leaves BatchNorm one value per channel: raise --batch-size or --crop")
         self.order, self.position = None, 0  # of the current pass
 
     def __len__(self):

@@ -87,7 +87,7 @@ def main(settings):
         generator=generator,
     )
     if run.new:
-        run.log(f"{order} order, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
+        run.log(f"{order} order, {data.name}: {len(trn_films)} train and {len(val_films)} val films; {run.where()}")
         run.log(f"supernet: {sum(p.numel() for p in weights) / 1e6:.2f} M weights")
         run.log("epoch   lr of w   train loss   α's val loss   val AUC   entropy   skips+pools")
 

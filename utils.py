@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from support import ranks
 from support.files import InputError
+from support.runs import autocast_type
 
 
 def select_device(name):
@@ -20,9 +21,15 @@ def select_device(name):
         return ranks.join(torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"))
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # fails where torch knows the name but the device is not there
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device {name!r} is unknown: use auto, cpu, cuda or mps")
+    try:
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError):
-        raise InputError(f"device {name!r} is not available here: use auto, cpu, cuda or mps") from None
+        there = f"; there are {torch.cuda.device_count()}" if torch.cuda.is_available() else ""
+        raise InputError(f"device {name!r}: there is no such {device.type.upper()} device here{there}") from None
     return ranks.join(device)
 
 
@@ -36,8 +43,9 @@ def seed_everything(seed, device, deterministic=False):
 
 
 def autocast(device):
-    """bfloat16 where it pays, on CUDA; elsewhere nothing changes."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    """bfloat16 on GPUs that have it; elsewhere nothing changes."""
+    dtype = autocast_type(device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def criterion(logits, labels):

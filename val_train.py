@@ -113,7 +113,7 @@ def main(settings):
     scheduler = CosineAnnealingLR(optimizer, settings.epochs)
     run.restore(network=network, optimizer=optimizer, scheduler=scheduler, train=sampler, generator=generator)
     if run.new:
-        run.log(f"{name}, {data.name}: {len(trn_films)} train and {len(val_films)} val films, {device}")
+        run.log(f"{name}, {data.name}: {len(trn_films)} train and {len(val_films)} val films; {run.where()}")
         run.log(f"derived network: {sum(p.numel() for p in weights) / 1e6:.2f} M parameters")
         run.log("epoch         lr   train loss   val loss   val AUC")
 

@@ -1,5 +1,6 @@
 """Files that are there as a whole or not at all."""
 
+import errno
 import io
 import os
 import zipfile
@@ -7,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class InputError(ValueError):
@@ -33,6 +37,25 @@ def replacing(path, before=None):
     if before is not None and path.exists():
         path.replace(before)
     partial.replace(path)
+
+
+def lock(path):
+    """Take the lock file `path`; returns the lock, for release(). A dead process holds nothing.
+
+    Raises InputError where another process holds it. Where the file system has no locks, as some network drives, a line
+    says so and the work goes on without one.
+    """
+    held = FileLock(path, is_singleton=True, fallback_to_soft=False)  # this process may take it again
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        what = "another process works there: wait for it, or start elsewhere with --out FOLDER"
+        raise InputError(f"{Path(path).parent}: {what}") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"warning: {path}: no locks here ({error.strerror}): start no second process in this folder")
+    return held
 
 
 def write(path, content, before=None):

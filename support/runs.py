@@ -22,22 +22,32 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from support import ranks
-from support.files import InputError, load_state, save_state, write
+from support.files import InputError, load_state, lock, save_state, write
 
 LOG_EVERY = 10  # steps between readings of the loss, and between the ranks' asking each other whether to stop
 CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
+MINUTE = 60  # seconds between lines of progress in a log
 
 LOGS = ("log.txt", "metrics.jsonl")
 WITHOUT_EFFECT = {"out", "data", "fresh"}  # settings that say where a run goes, not what it computes
-WITH_EFFECT = ("commit", "torch", "machine", "device", "threads", "ranks")  # on the result: a continued run warns
+# What affects the result: a run that goes on elsewhere warns.
+WITH_EFFECT = ("commit", "torch", "machine", "device", "type", "threads", "ranks")
+
+
+def autocast_type(device):
+    """The type of the w step and of trainings: bfloat16 on GPUs that have it (from Ampere on), else float32.
+
+    A GPU that only emulates bfloat16 is slow at it. float16, in which older GPUs are fast, would need scaled losses.
+    """
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
 
 
 def environment(device):
-    """Where this runs: {"commit", "python", "torch", "machine", "device", "threads", "ranks", "date"}."""
+    """Where this runs: {"commit", "python", "torch", "machine", "device", "type", "threads", "ranks", "date"}."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -49,6 +59,7 @@ def environment(device):
         "torch": str(torch.__version__),
         "machine": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "type": str(autocast_type(device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "ranks": ranks.count(),
         "date": datetime.now().isoformat(timespec="seconds"),
@@ -83,6 +94,30 @@ def refuse_changes(folder, before, now):
             f"{folder}: {name} was {before.get(name)!r}, now {now.get(name)!r}{also}; "
             "set it back, start elsewhere with --out FOLDER, or move the old run aside with --fresh"
         )
+
+
+def progress(items, title, total, done=0):
+    """A bar over `items`; where standard error is no terminal, a line at most every minute instead.
+
+    total: number of items, of which `done` were done before.
+    """
+    look = {"desc": title, "total": total, "initial": done, "leave": False}
+    if sys.stderr.isatty():
+        return tqdm(items, mininterval=1, disable=ranks.rank() > 0, **look)
+    form = "{desc}: {n_fmt} of {total_fmt}{postfix}, {remaining} left"
+    slow = {"mininterval": MINUTE, "delay": MINUTE, "miniters": 1}
+    return tqdm(items, bar_format=form, file=_Lines(), disable=ranks.rank() > 0, **slow, **look)
+
+
+class _Lines:
+    """Standard error for tqdm, whose updates become lines instead of overwriting each other."""
+
+    def write(self, text):
+        if text.strip("\r\n "):
+            print(text.strip("\r\n "), file=sys.stderr)
+
+    def flush(self):
+        sys.stderr.flush()
 
 
 class Losses:
@@ -151,7 +186,6 @@ class Run:
         self.folder, self.device, self.product = Path(folder), device, product
         self.checkpoint, self.before = self.folder / "checkpoint.pt", self.folder / "checkpoint_before.pt"
         self.best, self.spare = self.folder / "best.pth", self.before
-        self.lock = FileLock(self.folder / "lock", is_singleton=True)  # this process may open the folder again
         self.started = self.saved_at = time.perf_counter()
         self.signal = 0  # the number of the signal that asked this rank to stop
         values = {name: value for name, value in vars(settings).items() if name not in WITHOUT_EFFECT}
@@ -192,11 +226,7 @@ class Run:
     def take_lock(self):
         """Refuse a folder in which another process works."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            what = "another process works there: wait for it, or start elsewhere with --out FOLDER"
-            raise InputError(f"{self.folder}: {what}") from None
+        self.lock = lock(self.folder / "lock")
 
     def move_aside(self):
         """Rename an old folder, and its product, to dated names."""
@@ -253,6 +283,12 @@ class Run:
         self.saved = None  # frees its memory
         self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    def where(self):
+        """What computes, for the log: "cpu, float32, 2 threads"."""
+        here = self.environment
+        many = f", {here['ranks']} ranks" if here["ranks"] > 1 else ""
+        return f"{here['device']}, {here['type']}, {here['threads']} threads{many}"
+
     # --- Under way
 
     def epochs(self, total):
@@ -262,14 +298,13 @@ class Run:
 
     def steps(self, total):
         """The steps that are left of the epoch; after each, the run may leave if asked to, or write a checkpoint."""
-        first, quiet = self.losses.steps, ranks.rank() > 0
-        title = f"epoch {self.progress['epoch'] + 1}"
-        bar = tqdm(range(first, total), title, total, leave=False, mininterval=1, initial=first, disable=quiet)
+        first = self.losses.steps
+        bar = progress(range(first, total), f"epoch {self.progress['epoch'] + 1}", total, first)
         for step in bar:
             yield step
             reading = step % LOG_EVERY == 0
             if reading:
-                bar.set_postfix(loss=f"{next(iter(self.means().values())):.4f}")
+                bar.set_postfix(loss=f"{next(iter(self.means().values())):.4f}", refresh=False)
             self.pause(together=reading)
 
     def add(self, **losses):
@@ -353,7 +388,8 @@ class Run:
         where = f", in {self.product}" if self.product is not None else ""
         self.log(f"best val AUC {self.progress['best_auc']:.3f}{where}; {self.seconds() / 60:.1f} minutes")
         self.save(finished=True)
-        self.lock.release(force=True)
+        if ranks.rank() == 0:
+            self.lock.release(force=True)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 

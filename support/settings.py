@@ -6,6 +6,7 @@ import errno
 import math
 import sys
 import tokenize
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,24 +14,46 @@ import torch
 
 from support.files import InputError
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT}
+NO_PLACE |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+
 
 def start(main, script, argv=None):
-    """Run a script: main(settings), with settings as its constants and command line say.
-
-    An InputError ends it with one line on stderr and status 2; a full disk or a full GPU with one line and status 1.
-    """
-    try:
+    """Run a script `guarded`: main(settings), with settings as its constants and command line say."""
+    with guarded():
         main(parse_settings(script, argv))
+
+
+@contextmanager
+def guarded():
+    """What people may meet in a command, in one line on stderr.
+
+    Status 2 where the input is at fault: an InputError, or a place that cannot be read or written. Status 1 where a
+    disk or a GPU is full. A terminal without the letters α, ε or − shows a question mark instead.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # which a test's or a notebook's stream may lack
+            stream.reconfigure(errors="replace")
+    try:
+        yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error))
     except torch.OutOfMemoryError:
-        raise SystemExit("error: the GPU's memory is full: lower --batch-size, --c, --layers or --crop") from None
+        fail("the GPU's memory is full: lower --batch-size, --c, --layers or --crop", status=1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
         where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        raise SystemExit(f"error: {where}; make room and repeat the command: it goes on where it was saved") from None
+        if error.errno in FULL:
+            fail(f"{where}; make room and repeat the command: it goes on where it was saved", status=1)
+        if error.errno not in NO_PLACE or not error.filename:
+            raise
+        fail(f"{where}; mend that, or choose another place (see --help: --out, --data)")
+
+
+def fail(message, status=2):
+    """End the process with one line on stderr."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status) from None
 
 
 def read_constants(script):

@@ -54,14 +54,14 @@ def small_set(tmp_path_factory):
 
 @pytest.fixture
 def one_line(capsys):
-    """Calls something that must end with status 2 and one line on stderr; returns the line."""
+    """Calls something that must end with a status and one line on stderr; returns the line."""
 
-    def call(function, *arguments):
+    def call(function, *arguments, status=2):
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             function(*arguments)
         error = capsys.readouterr().err
-        assert stop.value.code == 2
+        assert stop.value.code == status
         assert error.startswith("error: ") and error.count("\n") == 1, error
         return error
 

@@ -18,6 +18,7 @@ from dataset import (
     set_checksum,
     write_set,
 )
+from support import ranks
 from tests.conftest import FILMS, small_table
 
 CPU = torch.device("cpu")
@@ -209,6 +210,17 @@ def test_the_samplers_state_continues_its_sequence(data):
 def test_bad_batch_sizes_are_refused(data, batch_size):
     with pytest.raises(ValueError, match=f"batch size {batch_size} must be 1 to 48, the films of train"):
         Sampler(Films(data, "train", 32, CPU), batch_size, torch.Generator())
+
+
+def test_batches_that_leave_batch_norm_one_value_per_channel_are_refused(data, monkeypatch):
+    Sampler(Films(data, "train", 64, CPU), 1, torch.Generator())
+    Sampler(Films(data, "train", 32, CPU), 2, torch.Generator())
+    message = "with crop 32 leaves BatchNorm one value per channel: raise --batch-size or --crop"
+    with pytest.raises(ValueError, match=f"batch size 1 on 1 ranks {message}"):
+        Sampler(Films(data, "train", 32, CPU), 1, torch.Generator())
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    with pytest.raises(ValueError, match=f"batch size 2 on 2 ranks {message}"):
+        Sampler(Films(data, "train", 32, CPU), 2, torch.Generator())
 
 
 def test_the_checksum_covers_films_and_labels(tmp_path):

@@ -6,7 +6,7 @@ from torch import nn
 
 import model_eval
 import model_search
-from chexnet import CheXNet, imagenet_weights
+from chexnet import CheXNet
 from dataset import FINDINGS
 from genotypes import PRIMITIVES, PUBLISHED, Genotype, random_genotype
 from operations import OPS
@@ -84,6 +84,9 @@ def test_too_few_cells_and_bad_genotypes_are_refused():
         model_eval.Network(4, 3, 5, REFERENCE._replace(normal=[("conv", 0)] * 8))
 
 
+IMAGENET = "densenet121-a639ec97.pth"
+
+
 def test_imagenet_weights_are_read_from_the_folder_under_the_old_names(tmp_path):
     """The published file has the names of an older torchvision, such as denselayer1.norm.1.weight."""
     state = CheXNet(1000).densenet.state_dict()
@@ -93,16 +96,25 @@ def test_imagenet_weights_are_read_from_the_folder_under_the_old_names(tmp_path)
             key = key.replace(f".{part}1.", f".{part}.1.").replace(f".{part}2.", f".{part}.2.")
         old[key] = tensor
     assert old.keys() != state.keys()
-    torch.save(old, tmp_path / "densenet121-a639ec97.pth")
-    read = imagenet_weights(tmp_path)
-    assert read.keys() == state.keys()
-    assert all(torch.equal(read[key], state[key]) for key in state)
+    torch.save(old, tmp_path / IMAGENET)
+    read = CheXNet(14, pretrained=True, folder=tmp_path).densenet.state_dict()
+    assert all(torch.equal(read[key], state[key]) for key in state if not key.startswith("classifier"))
+    for content in ((tmp_path / IMAGENET).read_bytes()[:-1000], b"not a weights file", b""):
+        (tmp_path / IMAGENET).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{IMAGENET} is damaged, or another network's: .*--no-pretrained"):
+            CheXNet(14, pretrained=True, folder=tmp_path)
+    torch.save(model_eval.Network(4, 14, 4, REFERENCE).state_dict(), tmp_path / IMAGENET)
+    with pytest.raises(InputError, match="is damaged, or another network's"):
+        CheXNet(14, pretrained=True, folder=tmp_path)
 
 
-def test_imagenet_weights_that_cannot_be_had_are_named_with_the_way_out(tmp_path):
-    (tmp_path / "densenet121-a639ec97.pth").write_bytes(b"not a weights file")
-    with pytest.raises(ValueError, match=r"densenet121-a639ec97.pth: .*--no-pretrained"):
-        imagenet_weights(tmp_path)
+def test_imagenet_weights_that_cannot_be_downloaded_are_named_with_the_way_out(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(InputError, match=rf"{IMAGENET} is missing and cannot be downloaded .*--no-pretrained"):
+        CheXNet(14, pretrained=True, folder=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -273,14 +273,12 @@ def test_without_a_whole_checkpoint_the_run_is_not_started_over(stopped, small_s
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("file", ["checkpoint.pt.part", "genotype_last.txt.part"])
-def test_a_full_disk_is_one_line_and_loses_nothing(file, stopped, small_set, tmp_path, undisturbed):
+def test_a_full_disk_is_one_line_and_loses_nothing(file, stopped, small_set, tmp_path, undisturbed, one_line):
     saved = torch.load(stopped / "checkpoint.pt")
     place = stopped / file
     place.symlink_to("/dev/full")  # every write to it fails as on a full disk
-    with pytest.raises(SystemExit) as stop:
-        start("search", small_set, tmp_path)
-    assert "No space left on device; make room and repeat the command" in str(stop.value)
-    assert "\n" not in str(stop.value)
+    line = one_line(start, "search", small_set, tmp_path, status=1)
+    assert "No space left on device; make room and repeat the command" in line
     equal(torch.load(stopped / "checkpoint.pt"), saved)
     place.unlink()
     start("search", small_set, tmp_path)
@@ -308,14 +306,13 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_written(stopped, sma
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_full_gpu_names_the_settings_to_lower(small_set, tmp_path, monkeypatch):
+def test_a_full_gpu_names_the_settings_to_lower(small_set, tmp_path, monkeypatch, one_line):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Network, "forward", full)
-    with pytest.raises(SystemExit) as stop:
-        start("search", small_set, tmp_path)
-    assert str(stop.value) == "error: the GPU's memory is full: lower --batch-size, --c, --layers or --crop"
+    line = one_line(start, "search", small_set, tmp_path, status=1)
+    assert line == "error: the GPU's memory is full: lower --batch-size, --c, --layers or --crop\n"
 
 
 # --- Twice, and elsewhere
@@ -363,7 +360,7 @@ def test_going_on_in_another_environment_warns(stopped, small_set, tmp_path, cap
     torch.save(saved, stopped / "checkpoint.pt")
     start("search", small_set, tmp_path)
     out = capsys.readouterr().out
-    assert out.count("warning: ") == len(runs.WITH_EFFECT) == 6
+    assert out.count("warning: ") == len(runs.WITH_EFFECT) == 7
     for name in runs.WITH_EFFECT:
         assert f"warning: {name} was 'another', is {now[name]!r}: the result may differ" in out
 

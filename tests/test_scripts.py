@@ -148,7 +148,8 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
     assert "search_first_order: alpha_lr was 0.006, now 0.1; " in line and "--fresh" in line
     line = one_line(run, search_train, small_set, copy, "--dataset", "small", "--w-lr", 1, "--c", 8)
     assert "c was 4, now 8 (other differences: w_lr)" in line
-    assert "epochs was 1, now 2" in one_line(run, chexnet, small_set, copy, "--epochs", 2)
+    line = one_line(run, chexnet, small_set, copy, "--epochs", 2)
+    assert "epochs was 1, now 2; set it back, start elsewhere with --out FOLDER, or move the old run aside" in line
     save_genotype(copy / "search_first_order" / "genotype.txt", PUBLISHED["DARTS_V2"])
     assert "genotype was" in one_line(run, val_train, small_set, copy)
     del before[copy / "search_first_order" / "genotype.txt"]

@@ -1,11 +1,20 @@
 """Settings from constants and command lines."""
 
+import importlib
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import search_train
+from support import runs
 from support.files import InputError
 from support.settings import parse_settings, read_constants, start
+from tests.test_scripts import NETWORK, ROOT, SMALL
 
 SCRIPT = '''"""What it does.
 
@@ -109,3 +118,52 @@ def test_every_constant_of_the_scripts_is_explained(name):
         assert comment, constant
         if isinstance(value, dict):
             assert list(value) == ["phantom", "chestxray14"], constant
+
+
+# --- Errors of one line
+
+
+@pytest.mark.parametrize("name", ["search_train", "val_train", "chexnet", "test"])
+def test_a_place_that_cannot_be_written_is_one_line(name, small_set, tmp_path, one_line):
+    """A file where a folder must be, and folders that no one can make."""
+    script = importlib.import_module(name)
+    (tmp_path / "file").write_text("")
+    common = ["--data", str(small_set), "--dataset", "small", "--device", "cpu"]
+    if name == "val_train":
+        common += ["--genotype", "DARTS_V1"]
+    if name != "test":
+        common += ["--crop", "32"]
+    places = [tmp_path / "file", tmp_path / "file" / "below", *(["/proc/none"] if os.path.isdir("/proc") else [])]
+    for place in places:
+        line = one_line(start, script.main, script.__file__, [*common, "--out", str(place)])
+        assert str(place) in line, line
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_without_greek_letters_does_not_end_a_run(encoding, small_set, tmp_path):
+    command = [sys.executable, "search_train.py", *SMALL, *NETWORK, "--data", small_set, "--out", tmp_path]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
+    options = {"cwd": ROOT, "env": environment, "capture_output": True}
+    assert b"?'s val loss" in subprocess.run(command, check=True, **options).stdout
+    subprocess.run([sys.executable, "search_train.py", "--help"], check=True, **options)
+    log = (tmp_path / "search_first_order" / "log.txt").read_text(encoding="utf-8")
+    assert "α's val loss" in log
+
+
+def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch, capsys):
+    for minute, lines in ((60, 0), (0, 3)):
+        monkeypatch.setattr(runs, "MINUTE", minute)
+        options = [*SMALL, *NETWORK, "--data", str(small_set), "--out", str(tmp_path / str(minute))]
+        start(search_train.main, search_train.__file__, options)
+        error = capsys.readouterr().err
+        assert "\r" not in error and len(error.splitlines()) >= lines and bool(lines) == bool(error)
+    assert re.search(r"^epoch 1: 2 of 3, loss=0\.\d{4}, \d\d:\d\d left$", error, re.MULTILINE), error
+
+
+def test_on_windows_every_script_imports_and_helps():
+    """Without the modules that it lacks."""
+    missing = "import sys; sys.modules |= dict.fromkeys(['fcntl', 'resource', 'pwd', 'grp', 'termios']); "
+    for name in ("search_train", "val_train", "chexnet", "test"):
+        code = f"{missing} import {name}; from support.settings import start; start(print, {name}.__file__, ['--help'])"
+        result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0 and "--device" in result.stdout, result.stderr

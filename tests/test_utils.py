@@ -6,14 +6,29 @@ import torch
 
 import utils
 from dataset import FINDINGS, Films, Sampler, load_set
+from support import runs
 from support.files import InputError
 from support.runs import Losses
 
 
 def test_unknown_devices_are_refused():
-    for name in ("gpu7", "meta", "" if torch.cuda.is_available() else "cuda"):
-        with pytest.raises(InputError, match="use auto, cpu, cuda or mps"):
+    for name in ("gpu7", "meta", "", "cuda:x"):
+        with pytest.raises(InputError, match="is unknown: use auto, cpu, cuda or mps"):
             utils.select_device(name)
+    for name, kind in (("cuda:99", "CUDA"), ("mps:7", "MPS")):
+        with pytest.raises(InputError, match=f"device '{name}': there is no such {kind} device here"):
+            utils.select_device(name)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_for_gpus_that_have_it(native, monkeypatch):
+    """A T4, V100 or P100 only emulates it, slowly."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    assert runs.environment(torch.device("cuda"))["type"] == ("bfloat16" if native else "float32")
+    assert runs.environment(torch.device("cpu"))["type"] == "float32"
+    with utils.autocast(torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 class Grey(torch.nn.Module):
