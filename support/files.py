@@ -1,15 +1,20 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and text as people have it."""
 
+import codecs
 import errno
+import gzip
 import io
 import os
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
+MAX_TEXT = 200_000_000  # bytes of a text file, unpacked
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -77,3 +82,46 @@ def load_state(path):
         if damaged := file.testzip():
             raise ValueError(f"{damaged} in it is damaged")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_text(path):
+    """The text of a file as people have it: UTF-8 or UTF-16, with or without byte order mark, gzipped or not.
+
+    Line ends become "\\n". Raises InputError, naming the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            raw = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_TEXT + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "a damaged gzip file"
+        raise InputError(f"{path}: cannot be read ({reason})") from None
+    if len(raw) > MAX_TEXT:
+        raise InputError(f"{path}: more than {MAX_TEXT / 1e6:.0f} MB of text")
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = next((name for mark, name in marks.items() if raw.startswith(mark)), None)
+    if encoding is None:  # every second byte of Latin text in UTF-16 is zero; no text in UTF-8 has a zero
+        encoding = "utf-8" if b"\0" not in raw[:100] else "utf-16-le" if raw[1:2] == b"\0" else "utf-16-be"
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: neither UTF-8 nor UTF-16: save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_table(path):
+    """A table of texts, as a data frame: columns separated by commas, semicolons or tabs. Raises InputError.
+
+    The separator is the one that the header line has most of. Names of columns lose spaces around them, and columns
+    without a name (a separator at the end of each line) are left out.
+    """
+    text = read_text(path)
+    header = text.lstrip("\n").partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    try:
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+    except ValueError as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"{path}: not a table ({' '.join(str(error).split())})") from None
+    table.columns = [str(name).strip() for name in table.columns]
+    return table[[name for name in table.columns if not name.startswith("Unnamed: ")]]
