@@ -6,11 +6,13 @@ A cell has two input nodes, 0 and 1 (the outputs of the two cells before it), an
 """
 
 import ast
+import os
 import random
-from pathlib import Path
+import re
+import warnings
 from typing import NamedTuple
 
-from support.files import InputError, write
+from support.files import InputError, read_text, write
 
 # The candidate operations of the paper's section 3.1, in the order of its authors' code and of the columns of α.
 PRIMITIVES = (
@@ -25,7 +27,8 @@ EDGES_PER_NODE = 2  # kept by the derivation
 # The rows of α: edge (source i, node j), node by node.
 EDGES = tuple((i, j) for j in range(INPUT_NODES, INPUT_NODES + NODES) for i in range(j))
 
-MAX_GENOTYPE_BYTES = 10_000  # a real one has about 600
+MAX_GENOTYPE = 10_000  # characters; a real one has about 600
+MAX_FILE = 10_000_000  # bytes; it may be a whole log
 
 
 class Genotype(NamedTuple):
@@ -107,16 +110,17 @@ def check_genotype(genotype):
         pairs, concat = getattr(genotype, kind), getattr(genotype, kind + "_concat")
         expected = EDGES_PER_NODE * NODES
         if not isinstance(pairs, list) or len(pairs) != expected:
-            raise InputError(f"{kind} must be a list of {expected} (operation, node) pairs, two per node")
+            there = f"a list of {len(pairs)}" if isinstance(pairs, list) else _shown(pairs)
+            raise InputError(f"{kind} must be a list of {expected} (operation, node) pairs, two per node, not {there}")
         for k, pair in enumerate(pairs):
             node = INPUT_NODES + k // EDGES_PER_NODE
             if not (isinstance(pair, tuple) and len(pair) == 2):
-                raise InputError(f"{kind}[{k}] must be an (operation, node) pair, not {pair!r}")
+                raise InputError(f"{kind}[{k}] must be an (operation, node) pair, not {_shown(pair)}")
             op, source = pair
             if op not in PRIMITIVES or op == "none":
-                raise InputError(f"{kind}[{k}]: unknown operation {op!r}; known: {', '.join(PRIMITIVES[1:])}")
+                raise InputError(f"{kind}[{k}]: unknown operation {_shown(op)}; known: {', '.join(PRIMITIVES[1:])}")
             if type(source) is not int or not 0 <= source < node:
-                raise InputError(f"{kind}[{k}]: node {node} can take nodes 0 to {node - 1}, not {source!r}")
+                raise InputError(f"{kind}[{k}]: node {node} can take nodes 0 to {node - 1}, not {_shown(source)}")
             if k % EDGES_PER_NODE and source == pairs[k - 1][1]:
                 raise InputError(f"{kind}[{k}]: node {node} takes node {source} twice")
         allowed = set(range(INPUT_NODES, INPUT_NODES + NODES))
@@ -126,7 +130,7 @@ def check_genotype(genotype):
             and all(type(node) is int and node in allowed for node in concat)
             and len(set(concat)) == len(concat)
         ):
-            raise InputError(f"{kind}_concat must list different intermediate nodes, not {concat!r}")
+            raise InputError(f"{kind}_concat must list different intermediate nodes, not {_shown(concat)}")
 
 
 def format_genotype(genotype):
@@ -135,52 +139,13 @@ def format_genotype(genotype):
 
 
 def parse_genotype(text):
-    """Read what `format_genotype` writes. Nothing in the text is executed. Raises InputError."""
-    if len(text) > MAX_GENOTYPE_BYTES:
-        raise InputError(f"{len(text)} characters, which is no genotype (at most {MAX_GENOTYPE_BYTES})")
-    try:
-        body = ast.parse(text.strip(), mode="exec").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        body = []
-    call = body[0].value if len(body) == 1 and isinstance(body[0], (ast.Assign, ast.Expr)) else None
-    if not (
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Name)
-        and call.func.id == "Genotype"
-        and not call.args
-        and sorted(str(keyword.arg) for keyword in call.keywords) == sorted(Genotype._fields)
-    ):
-        raise InputError(f"not one line of the form 'genotype = Genotype({', '.join(Genotype._fields)})'")
-
-    genotype = Genotype(**{keyword.arg: _literal(keyword.value) for keyword in call.keywords})
-    check_genotype(genotype)
-    return genotype
-
-
-def _literal(node):
-    """A list literal, or `range(a, b)` as quark0/darts writes its concatenation."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
-        bounds = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-        if len(bounds) == 2 and not node.keywords and all(type(b) is int and 0 <= b < 100 for b in bounds):
-            return list(range(*bounds))
-    try:
-        value = ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise InputError("a genotype holds only lists of (operation, node) pairs and of nodes") from None
-    return list(value) if isinstance(value, (list, tuple)) else value
+    """The genotype in a text, read as data (`find_genotype`). Raises InputError."""
+    return find_genotype(text, "genotype").genotype
 
 
 def load_genotype(path):
-    """Read a genotype.txt. Raises InputError with one line that names the file and the problem."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_GENOTYPE_BYTES:
-            raise InputError(f"{path.stat().st_size} bytes, which is no genotype (at most {MAX_GENOTYPE_BYTES})")
-        return parse_genotype(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:  # a UnicodeDecodeError is one, too
-        raise InputError(f"{path}: {error}") from None
+    """The genotype in a file. Raises InputError with one line that names the file and the problem."""
+    return open_genotype(path).genotype
 
 
 def save_genotype(path, genotype):
@@ -222,3 +187,171 @@ PUBLISHED = {
         "skip_connect 1, sep_conv_3x3 3, avg_pool_3x3 0, dil_conv_3x3 1",
     ),
 }
+
+
+# --- Finding a genotype in a text, and reading it as data
+
+
+def open_genotype(path):
+    """What `find_genotype` finds in a file. Raises InputError with one line that names the file and the problem."""
+    try:
+        size = os.stat(path).st_size
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    if size > MAX_FILE or not os.path.isfile(path):
+        raise InputError(f"{path}: not a file of at most {MAX_FILE} bytes")
+    return find_genotype(read_text(path), path)
+
+
+# Where one begins. Lines of a program that give no cell count only where there is nothing else: comments, functions.
+START = re.compile(r"^[ \t]*(?:#.*|(?:class|return) Genotype\()|Genotype\(", re.MULTILINE)
+
+# `NAME = Genotype(`, also `NAME = genotype = Genotype(` and `NAME = ("genotypes.Genotype(`; and a line `DARTS = NAME`.
+NAMED = re.compile(r"""(?<!\S)([^\s=]+)\s*=\s*+(?:genotype\s*=)?[\s"'(`]*(?:\w+\.){,3}(?=Genotype\()""")
+ALIAS = re.compile(r"^[ \t]*(\w+)[ \t]*=[ \t]*(\w+)[ \t]*(?:#.*)?$", re.MULTILINE)
+
+# What word processors and web pages make of quotes and spaces.
+PLAIN = str.maketrans(
+    dict.fromkeys("‘’‚‛", "'") | dict.fromkeys("“”„‟", '"') | {"\u00a0": " ", "\u200b": "", "\ufeff": ""}
+)
+
+
+class Found(NamedTuple):
+    """A genotype in a text; the name in front of it there, or ""; a line on how it was chosen, "" for the only one."""
+
+    genotype: Genotype
+    name: str
+    choice: str
+
+
+def find_genotype(text, source):
+    """The genotype in a text, whatever stands around it, as `Found`. Nothing in the text is executed.
+
+    A genotype reaches from `Genotype(` to the bracket that closes it. Of several the last one counts, or, where a line
+    behind the last one says `DARTS = NAME`, the one called NAME. source: what messages call the text.
+    Raises InputError with one line on the first thing that does not fit.
+    """
+    starts = [match.start() for match in START.finditer(text) if match[0] == "Genotype("]
+    starts = starts or [match.start() for match in re.finditer(r"Genotype\(", text)]
+    if not starts:
+        raise InputError(f"{source}: no 'Genotype({'=[...], '.join(Genotype._fields)}=[...])' in it")
+    names = {match[1]: match.end() for match in NAMED.finditer(text)}
+    start, which = starts[-1], "the last one"
+    for alias, name in ALIAS.findall(text, start):
+        if name in names:
+            start, which = names[name], name
+            names[alias] = start
+    end = next((later for later in starts if later > start), len(text))
+    several = len(starts) > 1
+    try:
+        genotype = _read_call(_cut_out(text[start:end]))
+        check_genotype(genotype)
+    except InputError as error:
+        which = f"{which} of {len(starts)} genotypes: " if several else ""
+        raise InputError(f"{source}: {which}{error}") from None
+    name = next((name for name, at in names.items() if at == start), "")
+    return Found(genotype, name, f"{source}: {len(starts)} genotypes, {which} is taken" if several else "")
+
+
+def _cut_out(text):
+    """From `Genotype(`, which the text begins with, to its closing bracket: one line, without comments.
+
+    A line may have been broken anywhere, also within a name; a `>` at its start is a quotation's. No backslash belongs
+    to a genotype: JSON and Markdown put them in front of quotes and underscores. Raises InputError.
+    """
+    text = text[:MAX_GENOTYPE].translate(PLAIN).replace("\\", "")
+    text = re.sub(r"""(['"])\s*\1""", "", text)  # a program's "..." "..." is one string
+    kept, depth = [], 0
+    for match in re.finditer(r"""'[^']*'|"[^"]*"|#[^\n]*|[^'"#()\[\]{}]+|.""", text, re.DOTALL):
+        token = match[0]
+        if token.startswith("#"):
+            continue
+        kept.append(token)
+        depth += (token in ("(", "[", "{")) - (token in (")", "]", "}"))
+        if depth == 0 and len(kept) > 1:
+            return re.sub(r"\n[\s>]*", "", "".join(kept))
+    raise InputError(f"the bracket of 'Genotype(' is not closed (within {MAX_GENOTYPE} characters)")
+
+
+def _read_call(line):
+    """The Genotype that `line`, `Genotype(...)`, denotes; not checked yet. Raises InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the parser's, on what is refused below
+            call = ast.parse(line, mode="eval").body
+    except SyntaxError as error:
+        rest = line[max((error.offset or 1) - 1, 0) :]
+        raise InputError(f"cannot be read from {_shown(rest)} on") from None
+    except (ValueError, MemoryError, RecursionError):
+        raise InputError("cannot be read") from None
+    if len(call.args) > len(Genotype._fields):
+        raise InputError(f"{len(call.args)} parts, not {', '.join(Genotype._fields)}")
+    parts = [*zip(Genotype._fields, call.args, strict=False), *((part.arg, part.value) for part in call.keywords)]
+    values = {}
+    for name, node in parts:
+        if name not in Genotype._fields:
+            raise InputError(f"{name or '**'} is none of its parts: {', '.join(Genotype._fields)}")
+        if name in values:
+            raise InputError(f"{name} is there twice")
+        try:
+            value = _value(node, line)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        values[name] = value if name.endswith("concat") else _pairs(value, name)
+    for name in Genotype._fields:
+        if name not in values:
+            raise InputError(f"{name} is missing")
+    return Genotype(**values)
+
+
+def _value(node, line):
+    """What a node of the syntax tree of `line` denotes: a string, a number or a list of these. Raises InputError."""
+    if isinstance(node, ast.Constant) and type(node.value) is str:
+        return node.value
+    if isinstance(node, ast.Constant) and type(node.value) is int and node.value < 100:
+        return node.value
+    if isinstance(node, ast.Name) and node.id in PRIMITIVES:  # a shell took the quotes away
+        return node.id
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_value(element, line) for element in node.elts]
+    if isinstance(node, ast.Set):
+        return sorted((_value(element, line) for element in node.elts), key=str)
+    if isinstance(node, ast.Call) and (value := _call_value(node, line)) is not None:
+        return value
+    there = line.encode()[node.col_offset : node.end_col_offset].decode()
+    raise InputError(f"{_shown(there)} is neither an operation nor a node nor a list of them")
+
+
+def _call_value(node, line):
+    """What `range(2, 6)`, `list(...)`, `np.int64(2)` and the like denote; None for other calls. Raises InputError."""
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    values = [_value(argument, line) for argument in node.args]
+    if name == "range" and all(type(value) is int for value in values) and not node.keywords:
+        return list(range(*values)) if len(values) in (1, 2, 3) and values[2:] != [0] else None
+    if len(values) != 1 or any(keyword.arg not in ("dtype", "device") for keyword in node.keywords):
+        return None
+    (value,) = values
+    if name in ("set", "frozenset") and isinstance(value, list):
+        return sorted(value, key=str)
+    kinds = r"list|tuple|array|tensor" if isinstance(value, list) else r"u?int\d*|str_|array|tensor"
+    return value if re.fullmatch(kinds, name) else None
+
+
+def _pairs(value, kind):
+    """[(operation, node), ...] from pairs in a row, or node by node, as pt.darts prints them. Raises InputError."""
+    if not isinstance(value, list):
+        return value
+    if value and all(isinstance(group, list) and all(isinstance(pair, list) for pair in group) for group in value):
+        if len(value) != NODES:
+            raise InputError(f"{kind} must have {NODES} nodes, not {len(value)}")
+        for node, group in enumerate(value, start=INPUT_NODES):
+            if len(group) != EDGES_PER_NODE:
+                raise InputError(f"{kind}: node {node} must have {EDGES_PER_NODE} pairs, not {len(group)}")
+        value = [pair for group in value for pair in group]
+    return [tuple(pair) if isinstance(pair, list) else pair for pair in value]
+
+
+def _shown(value):
+    """A value in an error's line, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

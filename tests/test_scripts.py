@@ -370,7 +370,7 @@ def test_missing_steps_are_named(small_set, tmp_path, one_line):
     assert "DARTS_V2" in one_line(run, val_train, small_set, tmp_path, "--genotype", "DARTS_V3")
     (tmp_path / "empty.txt").write_text("")
     line = one_line(run, val_train, small_set, tmp_path, "--genotype", tmp_path / "empty.txt")
-    assert "empty.txt: not one line of the form" in line
+    assert "empty.txt: no 'Genotype(normal=[...]" in line
     assert "prepare the set first" in one_line(run, search_train, tmp_path, tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / "empty.txt"]
 
