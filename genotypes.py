@@ -6,10 +6,12 @@ A cell has two input nodes, 0 and 1 (the outputs of the two cells before it), an
 """
 
 import ast
+import hashlib
 import os
 import random
 import re
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 from support.files import InputError, read_text, write
@@ -189,7 +191,52 @@ PUBLISHED = {
 }
 
 
-# --- Finding a genotype in a text, and reading it as data
+# --- What --genotype says
+
+# Names of networks that the scripts give themselves.
+TAKEN = re.compile(r"chexnet|first_order|second_order|random_-?\d+", re.IGNORECASE)
+
+# Files whose names say nothing: the network is called as their folder, and this.
+OF_FOLDER = {"genotype": "", "genotype_last": "_last", "log": "_log"}
+
+
+def given_genotype(given):
+    """What a file or a text with a genotype says: the name of its network, safe as a file name, and a `Found`.
+
+    given: the path or the text. Raises InputError.
+    """
+    if _can_be_a_path(given) and os.path.exists(given):
+        found, name, remedy = open_genotype(given), _name_of_file(Path(given)), "rename the file"
+    elif "Genotype(" in given:
+        found = find_genotype(given, "--genotype")
+        name, remedy = found.name, "write another NAME = Genotype(...)"
+        if not name or name.rpartition(".")[2].lower() == "genotype":
+            name = "cell_" + hashlib.sha256(format_genotype(found.genotype).encode()).hexdigest()[:8]
+    else:
+        known = ", ".join(["random", *PUBLISHED])
+        raise InputError(f"genotype {_shown(given)}: no such file, no 'Genotype(...)', and not one of {known}")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{,63}", name):
+        rule = "1 to 64 of a-z, A-Z, 0-9, '_', '-' and '.' (not in front)"
+        raise InputError(f"genotype {_shown(given)}: a network's name has {rule}, not {_shown(name)}: {remedy}")
+    published = {known.lower(): genotype for known, genotype in PUBLISHED.items()}
+    if TAKEN.fullmatch(name) or published.get(name.lower(), found.genotype) != found.genotype:
+        raise InputError(f"genotype {_shown(given)}: its network would be called {name}, which is taken: {remedy}")
+    return name, found
+
+
+def _can_be_a_path(text):
+    """Whether the file system may be asked: it refuses long names and NUL; other control characters break our lines."""
+    parts = text.encode(errors="replace").split(b"/")
+    return not re.search(r"[\0-\x1f\x7f]", text) and max(map(len, parts)) <= 255 and len(text) < 4096
+
+
+def _name_of_file(path):
+    """What the network of a genotype file is called; "" where its folder has to name it and has no name (`/`)."""
+    stem = Path(path.name.removesuffix(".gz")).stem
+    if stem.lower() not in OF_FOLDER:
+        return stem
+    folder = path.parent.resolve().name
+    return folder and folder + OF_FOLDER[stem.lower()]
 
 
 def open_genotype(path):
@@ -198,10 +245,14 @@ def open_genotype(path):
         size = os.stat(path).st_size
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
-    if size > MAX_FILE or not os.path.isfile(path):
-        raise InputError(f"{path}: not a file of at most {MAX_FILE} bytes")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: not a file")
+    if size > MAX_FILE:
+        raise InputError(f"{path}: {size} bytes, too many for a genotype or a log (at most {MAX_FILE})")
     return find_genotype(read_text(path), path)
 
+
+# --- Finding a genotype in a text, and reading it as data
 
 # Where one begins. Lines of a program that give no cell count only where there is nothing else: comments, functions.
 START = re.compile(r"^[ \t]*(?:#.*|(?:class|return) Genotype\()|Genotype\(", re.MULTILINE)

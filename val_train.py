@@ -2,11 +2,13 @@
 
     python val_train.py                        the first-order cell
     python val_train.py --second-order         the second-order cell
-    python val_train.py --genotype DARTS_V2    a published cell by name, a genotype file, or "random"
+    python val_train.py --genotype DARTS_V2    a published cell by name, "random", a file or log with a genotype in it,
+                                           or the text "NAME = Genotype(normal=[...], ...)" itself
 
 Reads   data/<set>/, search_first_order/genotype.txt or search_second_order/genotype.txt
 Writes  weights/<name>_net.pth, and weights/<name>/ with log.txt, metrics.jsonl, settings.json, checkpoint.pt, picture
-        where <name> is first_order, second_order, random_<seed>, or a cell's or file's (genotype.txt: folder's) name
+        where <name> is first_order, second_order, random_<seed>, or a cell's or file's (genotype.txt: folder's) name,
+        or, for a text without a name, cell_<hash>
 """
 
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import utils
 import visualize
 from dataset import FINDINGS, Sampler, open_splits
-from genotypes import PUBLISHED, format_genotype, load_genotype, random_genotype
+from genotypes import PUBLISHED, format_genotype, given_genotype, open_genotype, random_genotype
 from model_eval import Network
 from scores import evaluate
 from support.files import InputError
@@ -25,7 +27,7 @@ from support.runs import Run, read_run
 from support.settings import start
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
-GENOTYPE = ""  # another cell instead: a file, "random" (drawn with SEED), or a name in genotypes.PUBLISHED
+GENOTYPE = ""  # another cell instead: a file, Genotype(...), "random" (by SEED), or a name in genotypes.PUBLISHED
 DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
 OUT = "."  # everything this run reads from a search, and writes, lies below it
@@ -56,21 +58,17 @@ def choose_genotype(settings):
     if settings.genotype in PUBLISHED:
         return settings.genotype, PUBLISHED[settings.genotype]
     if settings.genotype:
-        path = Path(settings.genotype)
+        name, found = given_genotype(settings.genotype)
+    else:
+        order = "second" if settings.second_order else "first"
+        path = Path(settings.out) / f"search_{order}_order" / "genotype.txt"
         if not path.exists():
-            names = ", ".join(PUBLISHED)
-            raise InputError(f"genotype {path}: no such file, and not one of random, {names}")
-        # The scripts call every search's file genotype.txt: its folder tells them apart.
-        name = path.resolve().parent.name if path.stem == "genotype" else path.stem
-        if name in ("chexnet", "first_order", "second_order"):
-            raise InputError(f"genotype {path}: its network would be called {name}, which is taken: rename the file")
-        return name, load_genotype(path)
-    order = "second" if settings.second_order else "first"
-    path = Path(settings.out) / f"search_{order}_order" / "genotype.txt"
-    if not path.exists():
-        option = " --second-order" if settings.second_order else ""
-        raise InputError(f"{path} is missing: run 'python search_train.py{option}' first, with the same --out")
-    return f"{order}_order", load_genotype(path)
+            option = " --second-order" if settings.second_order else ""
+            raise InputError(f"{path} is missing: run 'python search_train.py{option}' first, with the same --out")
+        name, found = f"{order}_order", open_genotype(path)
+    if found.choice:
+        print(found.choice)
+    return name, found.genotype
 
 
 def check_search(settings, checksum):

@@ -25,6 +25,7 @@ from genotypes import (
     diagnostics,
     find_genotype,
     format_genotype,
+    given_genotype,
     load_genotype,
     open_genotype,
     parse_genotype,
@@ -273,11 +274,11 @@ def test_bad_genotype_files_are_named(text, problem, tmp_path):
 
 
 def test_what_is_no_file_of_a_sane_size_is_not_read(tmp_path):
-    with pytest.raises(InputError, match="not a file of at most 10000000 bytes"):
+    with pytest.raises(InputError, match="not a file"):
         load_genotype(tmp_path)
     with open(tmp_path / "film.txt", "wb") as file:
         file.truncate(10_000_001)
-    with pytest.raises(InputError, match=r"film\.txt: not a file of at most 10000000 bytes"):
+    with pytest.raises(InputError, match=r"film\.txt: 10000001 bytes, too many"):
         load_genotype(tmp_path / "film.txt")
 
 
@@ -368,6 +369,87 @@ def test_no_text_takes_long(text):
     started = time.perf_counter()
     read_or_refused(text)
     assert time.perf_counter() - started < 5
+
+
+# --- The names of networks
+
+
+def test_a_text_is_named_by_the_name_in_front_or_by_its_genotype():
+    assert given_genotype(f"my_cell = {BARE}")[0] == "my_cell"
+    assert given_genotype(f"DARTS_V1 = {BARE}")[0] == "DARTS_V1"  # the published cell itself
+    assert given_genotype(f"03/21 10:00 my-cell.2=genotypes.{BARE}") == (
+        "my-cell.2",
+        find_genotype(GOOD, "")._replace(name="my-cell.2"),
+    )
+    name = given_genotype(GOOD)[0]
+    assert re.fullmatch("cell_[0-9a-f]{8}", name)
+    for style in ("bare", "nested", "quark0's range", "colon", "several lines", "curly quotes", "positions"):
+        assert given_genotype(WRITTEN[style])[0] == name
+    assert given_genotype(f"self.genotype = {BARE}")[0] == name != given_genotype(repr(OTHER))[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["chexnet", "first_order", "second_order", "Second_Order", "random_7", "random_-1", "DARTS_V2", "darts_v2"]
+)
+def test_names_of_other_networks_are_taken(name, tmp_path):
+    (tmp_path / f"{name}.txt").write_text(GOOD)
+    with pytest.raises(InputError, match=f"called {name}, which is taken: rename the file"):
+        given_genotype(str(tmp_path / f"{name}.txt"))
+    with pytest.raises(InputError, match=f"called {name}, which is taken: write another NAME = "):
+        given_genotype(f"{name} = {BARE}")
+
+
+def test_files_name_their_network(tmp_path, monkeypatch):
+    folder = tmp_path / "search_mine"
+    folder.mkdir()
+    for name in ("genotype.txt", "genotype_last.txt", "genotype", "log.txt", "cell.v2.txt", "one.txt", "DARTS_V1.txt"):
+        (folder / name).write_text(GOOD)
+    (folder / "two.txt.gz").write_bytes(gzip.compress(GOOD.encode()))
+    named = {path.name: given_genotype(str(path))[0] for path in folder.iterdir()}
+    assert named == {
+        "genotype.txt": "search_mine", "genotype": "search_mine", "genotype_last.txt": "search_mine_last",
+        "log.txt": "search_mine_log", "cell.v2.txt": "cell.v2", "one.txt": "one", "two.txt.gz": "two",
+        "DARTS_V1.txt": "DARTS_V1",
+    }  # fmt: skip
+    monkeypatch.chdir(folder)
+    assert given_genotype("genotype.txt")[0] == given_genotype("../search_mine/./genotype.txt")[0] == "search_mine"
+
+
+@pytest.mark.parametrize("name", ["my cell.txt", ".txt", "é.txt", "x" * 65 + ".txt", "a=b.txt", "Genotype(1).txt"])
+def test_a_file_of_a_name_that_no_network_can_have_is_to_be_renamed(name, tmp_path):
+    (tmp_path / name).write_text(GOOD)
+    with pytest.raises(InputError, match=r"a network's name has .*: rename the file") as error:
+        given_genotype(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["/genotype.txt", "/genotype_last.txt", "/log.txt", "/tmp/../genotype.txt"])
+def test_a_file_that_its_folder_cannot_name_is_to_be_renamed(path, monkeypatch):
+    monkeypatch.setattr("genotypes.open_genotype", lambda _: find_genotype(GOOD, "it"))  # nothing is written to /
+    monkeypatch.setattr("os.path.exists", lambda _: True)
+    with pytest.raises(InputError, match=r"a network's name has .*, not '': rename the file"):
+        given_genotype(path)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "..", "x" * 65, "naïve", "a\0b"])
+def test_a_text_whose_name_is_no_file_name_is_refused(name):
+    with pytest.raises(InputError, match="a network's name has 1 to 64 of a-z") as error:
+        given_genotype(f"{name} = {BARE}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 5000, "a/" * 3000, "é" * 200, "a\0b", "a\nb", " ", "\udc80" * 300, "\ud800", "DARTS_V3"]
+)
+def test_what_is_neither_file_nor_genotype_is_one_line(text):
+    with pytest.raises(InputError, match=r"no such file, no .* and not one of random, DARTS_V1") as error:
+        given_genotype(text)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 250
+
+
+def test_a_genotype_is_not_passed_to_the_file_system(monkeypatch):
+    monkeypatch.setattr("os.path.exists", lambda _: pytest.fail("asked"))
+    assert given_genotype(GOOD)[1].genotype == CELL
 
 
 def test_a_missing_file_is_named(tmp_path):

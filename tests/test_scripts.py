@@ -403,6 +403,22 @@ def test_genotype_files_name_their_network(copy, small_set, one_line):
     )
 
 
+def test_a_genotype_is_trained_as_it_stands_in_a_text_or_in_a_log(small_set, tmp_path, one_line, capsys):
+    text = f"my_cell = {PUBLISHED['DARTS_V1']}"
+    run(val_train, small_set, tmp_path, "--genotype", text)
+    saved = torch.load(tmp_path / "weights" / "my_cell_net.pth", weights_only=True)
+    assert saved["settings"]["genotype"] == text.replace("my_cell", "genotype")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "log.txt").write_text(f"epoch 1 {PUBLISHED['DARTS_V2']}\nepoch 2 {text}\n")
+    run(val_train, small_set, tmp_path, "--genotype", tmp_path / "mine" / "log.txt")
+    assert "mine/log.txt: 2 genotypes, the last one is taken\n" in capsys.readouterr().out
+    assert (tmp_path / "weights" / "mine_log_net.pth").exists()
+    before = files(tmp_path)
+    for given in (tmp_path, text[:-9], "x" * 5000, "a\0b", "a\nb", text.replace("my_cell", "../x")):
+        assert "genotype" in one_line(run, val_train, small_set, tmp_path, "--genotype", given).lower()
+    assert files(tmp_path) == before
+
+
 def test_test_py_wants_the_selected_order_and_the_baseline(copy, small_set, one_line):
     (copy / "weights" / "second_order_net.pth").unlink()
     run(table_script, small_set, copy)
