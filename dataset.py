@@ -184,8 +184,8 @@ def open_set(data, name):
     folder = Path(data) / name
     with ranks.first_rank_first():
         if name == "phantom" and not (folder / "source.json").exists():
-            script = Path(__file__).parent / "data" / "prepare_phantom.py"
-            if status := subprocess.run([sys.executable, script, folder]).returncode:
+            command = [sys.executable, "-m", "data.prepare_phantom", folder.absolute()]
+            if status := subprocess.run(command, cwd=Path(__file__).parent).returncode:
                 raise SystemExit(status)  # the script has said why
     return load_set(folder)
 

@@ -1,6 +1,6 @@
 """Make the phantom: a synthetic set of chest X-ray films with the 14 findings of ChestX-ray14.
 
-    python data/prepare_phantom.py [FOLDER]    makes data/phantom/, or FOLDER: images.npy, labels.csv, source.json
+    python -m data.prepare_phantom [FOLDER]    makes data/phantom/, or FOLDER: images.npy, labels.csv, source.json
 
 Every film is drawn from numbers: a patient's anatomy, pose and exposure, and the sign of each finding,
 subtle or obvious by chance. 4,500 films of 64 x 64 px take about 20 s on a CPU core; a seed always gives the
@@ -10,7 +10,6 @@ AUC on it says nothing about patients. The signs are simplified from the Fleisch
 """
 
 import argparse
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +18,6 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # dataset.py lies one folder up
 from dataset import FINDINGS, format_counts, write_set
 
 FOLDER = Path(__file__).resolve().parent / "phantom"
@@ -427,7 +425,9 @@ def prepare(folder=FOLDER, seed=SEED, films=FILMS, size=SIZE):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Make the phantom, a synthetic set of chest X-ray films.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare_phantom", description="Make the phantom, a synthetic set of chest X-ray films."
+    )
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where it is made (%(default)s)")
     folder = parser.parse_args().folder
     with FileLock(folder / "lock"):  # of two scripts started on a new clone the second waits, and finds it there

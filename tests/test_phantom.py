@@ -9,9 +9,13 @@ import pandas as pd
 import pytest
 
 from data import prepare_phantom as phantom
-from dataset import FINDINGS
+from dataset import FINDINGS, open_set, set_checksum
 
 FEW = {"train": 20, "val": 10, "test": 10}
+# Of the set that prepare makes with these films, and of the whole one. Weights files name the set by its checksum, and
+# NumPy may change choice, beta and shuffle from one version to the next.
+CHECKSUM_OF_FEW = "84418188fec507686be0b1982a167e9616b2f6c4296fc1ba3967233e855369ba"
+CHECKSUM = "da526913362ac962f3be342cb76ec55e4290bb80cfc2e251fd904da36d8f5b38"
 PATIENTS = range(1, 7)
 
 
@@ -53,6 +57,19 @@ def test_same_seed_same_bytes(tmp_path):
     assert tables[0].equals(tables[1])
     assert not tables[0].equals(tables[2])
     assert json.loads((tmp_path / "one" / "source.json").read_text())["notice"] == phantom.NOTICE
+
+
+def test_the_bytes_are_those_of_every_version(tmp_path):
+    phantom.prepare(tmp_path / "few", films=FEW)
+    assert set_checksum(tmp_path / "few") == CHECKSUM_OF_FEW
+
+
+def test_first_use_makes_the_whole_set(tmp_path, monkeypatch, request):
+    if not request.config.getoption("--all"):
+        pytest.skip("20 s: with --all")
+    monkeypatch.chdir(tmp_path)
+    assert open_set("data", "phantom").checksum == CHECKSUM
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_two_scripts_at_once_draw_it_once(tmp_path, monkeypatch, capsys):
