@@ -19,7 +19,6 @@ class Loopback(ThreadingHTTPServer):
         self.ranges = True  # False: Range headers are ignored, every answer is the whole file
         self.status = defaultdict(list)  # path -> statuses of its next answers; 200 is an ordinary one
         self.cuts = defaultdict(list)  # path -> bytes after which its next answers break off; None is a whole one
-        self.once = {}  # path -> content of its next answer only
         self.moves = None  # answers that a redirected place gives before it answers 403; None: no limit
         self.places = []  # of each redirection, how many answers it still gives
         self.delay = 0.0  # s before each answer
@@ -28,10 +27,6 @@ class Loopback(ThreadingHTTPServer):
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
-
-    def sent(self, part):
-        """Bytes sent for paths that contain `part`."""
-        return sum(size for path, _, size in self.log if part in path)
 
     def asked(self, part):
         """Requests for paths that contain `part`."""
@@ -71,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         status = server.status[path].pop(0) if server.status[path] else 200
         if status != 200 or path not in server.files:
             return self.refuse(status if status != 200 else 404)
-        content = server.once.pop(path, server.files[path])
+        content = server.files[path]
         first, last, wanted = 0, len(content), self.headers.get("Range")
         if wanted and server.ranges:
             start, end = re.fullmatch("bytes=([0-9]*)-([0-9]*)", wanted).groups()

@@ -1,10 +1,8 @@
-"""Preparing ChestX-ray14: real films and labels end to end, every film mode, one clear line for each fault; and the
-download, from a server on loopback."""
+"""Preparing ChestX-ray14: real films and labels end to end, every film mode, one clear line for each fault; archives
+on disk; and the download, from a server on loopback."""
 
-import fcntl
 import gzip
 import io
-import itertools
 import json
 import os
 import random
@@ -22,21 +20,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 import search_train
+from data import fetch_chestxray14 as fetch
 from data import prepare_chestxray14 as chestxray14
-from dataset import FINDINGS, SPLITS, count_findings, encode_findings, load_set
+from dataset import count_findings, encode_findings, load_set
 from support.settings import parse_settings
 from tests.loopback import serve
 
 REPO = Path(__file__).parents[1]
-MINI = REPO.parent / "shared" / "nih_mini"
-FULL_TABLE = REPO.parent / "shared" / "Data_Entry_2017_v2020.csv.gz"
-ORIGINAL = REPO.parent / "shared" / "original_split"
+SHARED = REPO.parent / "shared"  # real films and lists, not part of the repository
+MINI = SHARED / "nih_mini"
+FULL_TABLE = SHARED / "Data_Entry_2017_v2020.csv.gz"
+NIH10K = SHARED / "nih10k" / "images_002.zip"
+ORIGINAL = SHARED / "original_split"
 SIZE = 32  # of the prepared films, px; the films made here are four times as large
 PATIENTS, FILMS = 10, 2  # films per patient
 HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,View Position,"  # 2017: ends in a comma
+COMMAND = [sys.executable, "-m", "data.prepare_chestxray14"]
 
 
 def film_name(patient, film):
@@ -80,15 +83,26 @@ def edit(file, old, new):
     file.write_text(text.replace(old, new))
 
 
-def run(raw, *more, lists=True):
-    """Prepare raw's films as the set `out`/set beside them; returns the exit status."""
-    options = ["--images", raw / "films", "--labels", raw / "table.csv", "--size", SIZE]
-    options += ["--out", raw.parent / "out", "--name", "set", *(["--lists", raw] if lists else []), *more]
+def run(*options):
+    """The status of `main` with these options."""
     return chestxray14.main([str(option) for option in options])
+
+
+def prepare(raw, *more, lists=True, name="set"):
+    """Prepare raw's films as the set `out`/`name` beside them; returns the exit status."""
+    options = ["--images", raw / "films", "--labels", raw / "table.csv", *(["--lists", raw] if lists else [])]
+    return run(*options, "--size", SIZE, "--out", raw.parent / "out", "--name", name, *more)
 
 
 def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def one_error(capsys):
+    """The one line on stderr, with which nothing else was said."""
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1, said
+    return said.err
 
 
 # --- Real films and labels
@@ -97,9 +111,8 @@ def bytes_of(folder):
 @pytest.mark.skipif(not MINI.is_dir(), reason="shared/nih_mini, real ChestX-ray14 films, is not there")
 def test_real_films_become_a_set_with_the_official_test_list(tmp_path):
     table = MINI / "Data_Entry_2017_v2020.csv"
-    command = [sys.executable, REPO / "data" / "prepare_chestxray14.py", "--images", MINI / "images"]
-    command += ["--labels", table, "--lists", MINI, "--size", "64", "--name", "nih_mini", "--out", tmp_path]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    command = [*COMMAND, "--images", MINI / "images", "--labels", table, "--lists", MINI, "--size", "64"]
+    done = subprocess.run([*command, "--name", "nih_mini", "--out", tmp_path], cwd=REPO, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Infiltration" in done.stdout
 
@@ -130,6 +143,28 @@ def test_the_official_table_is_read_and_divided_by_patient():
     assert len(patients["train"] | patients["val"] | patients["test"]) == 30805
     # Pinned: the same patients on every platform and with every NumPy.
     assert [sorted(patients[split])[:3] for split in ("val", "test")] == [[3, 4, 12], [2, 16, 19]]
+
+
+@pytest.mark.skipif(not NIH10K.is_file(), reason="shared/nih10k, an archive of real films, is not there")
+def test_one_archive_on_disk_is_nih10k(tmp_path, request):
+    options = ["--archives", NIH10K, "--labels", FULL_TABLE, "--size", 64, "--name", "nih10k", "--out", tmp_path]
+    if request.config.getoption("--all"):
+        assert run(*options) == 0
+        table = load_set(tmp_path / "nih10k").table
+    else:
+        table, _ = chestxray14.choose_films(chestxray14.parse_options([str(option) for option in options]), tmp_path)
+    assert table["split"].value_counts().to_dict() == {"train": 6425, "val": 1218, "test": 2355}
+
+
+@pytest.mark.skipif(not ORIGINAL.is_dir(), reason="shared/original_split, the original's lists, is not there")
+def test_the_toy_set_is_the_originals():
+    toy = pd.read_csv(chestxray14.TOY_SET)
+    assert toy.columns.to_list() == ["film", "split"] and toy["film"].is_monotonic_increasing and toy["film"].is_unique
+    for split, films in (("train", 7133), ("val", 1642), ("test", 2267)):
+        listed = json.loads((ORIGINAL / f"small_{split}.json").read_text())
+        assert len(listed) == films and set(toy["film"][toy["split"] == split]) == set(listed)
+    table = chestxray14.original_split(chestxray14.read_labels(FULL_TABLE))
+    assert len(table) == 11042 and table.groupby("Patient ID")["split"].nunique().max() == 1
 
 
 # --- Films
@@ -187,7 +222,7 @@ def test_a_film_that_is_not_square_keeps_its_shape_on_black(tmp_path):
 def test_nested_films_and_labels_stay_together_and_leave_nothing_else(raw):
     (raw / "films" / "images_002").rename(raw / "disk")  # a folder of films on another disk
     (raw / "films" / "images_002").symlink_to(raw / "disk")
-    assert run(raw) == 0
+    assert prepare(raw) == 0
     prepared = load_set(raw.parent / "out" / "set")
     assert len(prepared.table) == PATIENTS * FILMS
     for row, name in enumerate(prepared.table["Image Index"]):
@@ -196,14 +231,14 @@ def test_nested_films_and_labels_stay_together_and_leave_nothing_else(raw):
         assert prepared.table["Patient ID"][row] == int(name[:8])
     assert set(prepared.table["Patient ID"][prepared.rows("test")]) == {9, 10}
     assert prepared.table["Patient ID"][prepared.rows("val")].nunique() == 2  # of 8
-    assert [path.name for path in (raw.parent / "out").iterdir()] == ["set"]
+    assert {path.name for path in (raw.parent / "out").iterdir()} == {"set", "films_32px"}
     source = json.loads((raw.parent / "out" / "set" / "source.json").read_text())
-    assert source["origin"] == {"films": "films", "labels": "table.csv", "lists": True}
+    assert source["origin"] == {"films": "films", "archive": None, "labels": "table.csv", "lists": True}
     assert str(raw.parent) not in json.dumps(source)
 
 
 def test_without_lists_patients_are_divided_and_it_says_so(raw, capsys):
-    assert run(raw, lists=False) == 0
+    assert prepare(raw, lists=False) == 0
     table = load_set(raw.parent / "out" / "set").table  # refuses a patient in two splits
     patients = table.groupby("split")["Patient ID"].nunique()
     assert patients.to_dict() == {"train": 7, "val": 1, "test": 2}
@@ -214,7 +249,7 @@ def test_without_lists_patients_are_divided_and_it_says_so(raw, capsys):
 def test_the_lists_choose_the_films(raw):
     edit(raw / "train_val_list.txt", film_name(1, 0) + "\n", "")
     path_of(raw, film_name(1, 0)).unlink()  # not listed: not needed
-    assert run(raw) == 0
+    assert prepare(raw) == 0
     assert film_name(1, 0) not in set(load_set(raw.parent / "out" / "set").table["Image Index"])
 
 
@@ -247,17 +282,52 @@ def test_one_thread_and_several_write_the_same_bytes(raw, monkeypatch):
     sets = []
     for cores in (1, 3):
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        assert run(raw, "--out", raw.parent / f"out{cores}") == 0
+        assert prepare(raw, "--out", raw.parent / f"out{cores}") == 0
         sets.append(bytes_of(raw.parent / f"out{cores}" / "set"))
     assert sets[0] == sets[1]
 
 
+def test_sets_of_one_size_share_their_films(raw, capsys):
+    assert prepare(raw) == 0
+    films = bytes_of(raw.parent / "out" / "films_32px")
+    for path in raw.rglob("*.png"):
+        path.write_bytes(b"not read again")
+    capsys.readouterr()
+    assert prepare(raw, name="other") == 0
+    assert bytes_of(raw.parent / "out" / "other") == bytes_of(raw.parent / "out" / "set")
+    assert bytes_of(raw.parent / "out" / "films_32px") == films
+    assert "20 of 20 films are in" in capsys.readouterr().out
+    assert prepare(raw, "--size", SIZE // 2, name="smaller") == 2  # another size has films of its own
+    assert "20 films" in capsys.readouterr().err
+
+
+def test_the_reduced_films_can_be_deleted(raw):
+    assert prepare(raw) == 0
+    shutil.rmtree(raw.parent / "out" / "films_32px")
+    load_set(raw.parent / "out" / "set")
+    assert prepare(raw, name="other") == 0
+    assert bytes_of(raw.parent / "out" / "other") == bytes_of(raw.parent / "out" / "set")
+
+
+def test_a_reduced_film_that_was_damaged_is_made_again(raw, capsys):
+    assert prepare(raw) == 0
+    for damage in (lambda content: content[:-9], lambda content: content[:500] + b"x" + content[501:], lambda _: b""):
+        shutil.rmtree(raw.parent / "out" / "other", ignore_errors=True)
+        film = raw.parent / "out" / "films_32px" / film_name(3, 1)
+        film.write_bytes(damage(film.read_bytes()))
+        assert prepare(raw, name="other") == 2
+        said = capsys.readouterr().err
+        assert film_name(3, 1) in said and "films_32px" in said and "same command" in said
+        assert prepare(raw, name="other") == 0
+        assert bytes_of(raw.parent / "out" / "other") == bytes_of(raw.parent / "out" / "set")
+
+
 def test_a_finished_set_is_left_alone(raw, capsys):
-    assert run(raw) == 0
+    assert prepare(raw) == 0
     folder = raw.parent / "out" / "set"
     before = bytes_of(folder), (folder / "images.npy").stat().st_mtime_ns
     capsys.readouterr()
-    assert run(raw, "--seed", 1) == 0
+    assert prepare(raw, "--seed", 1) == 0
     assert "left as it is" in capsys.readouterr().out
     assert (bytes_of(folder), (folder / "images.npy").stat().st_mtime_ns) == before
 
@@ -279,6 +349,15 @@ def flip_a_bit(raw):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def flip_a_bit_that_decodes(raw):
+    """Only the chunk's own checksum shows it: here, the checksum is what is changed."""
+    path = path_of(raw, film_name(3, 1))
+    content = bytearray(path.read_bytes())
+    content[-13] ^= 1  # the end of the chunk before IEND, which has 12 bytes
+    path.write_bytes(content)
+    Image.open(path).load()
 
 
 def shrink_film(raw):
@@ -353,6 +432,7 @@ FAULTS = {
     lose_film: ("films lacks 1 film", film_name(3, 1), "--skip-bad"),
     break_film: ("1 film", film_name(3, 1), "not decodable", "same command", "--skip-bad"),
     flip_a_bit: ("1 film", film_name(3, 1), "not decodable", "same command", "--skip-bad"),
+    flip_a_bit_that_decodes: ("1 film", film_name(3, 1), "not decodable", "same command", "--skip-bad"),
     shrink_film: ("1 film", film_name(3, 1), "smaller than 32 px", "--size"),
     repeat_film: ("more than one file of 1 film", film_name(3, 1), "images_002", "keep one"),
     rename_finding: ("table.csv", "unknown findings", film_name(3, 1), "Cough", "mend"),
@@ -366,51 +446,47 @@ FAULTS = {
     list_unknown_film: ("99999999_000.png", "label table", "official"),
     list_film_twice: ("more than once", film_name(3, 1), "official"),
     share_patient: ("share", film_name(9, 0), "official"),
-    empty_split: ("no film", "'test'", "films"),
+    empty_split: ("films leaves no film", "'test'", "add more"),
     lose_films: ("films is not a folder", "--images"),
     leave_something: ("set is there but is no finished set", "--name"),
 }
 
 
-# Found while the films are read, or after: what is done stays in the working folder.
-LATE = {break_film, flip_a_bit, shrink_film, empty_split}
+# Found while the films are read, or after: the films that are done stay.
+LATE = {break_film, flip_a_bit, flip_a_bit_that_decodes, shrink_film, empty_split}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_fault_stops_with_one_line_and_makes_no_set(fault, raw, capsys):
     fault(raw)
-    before = sorted(raw.parent.rglob("*"))
-    assert run(raw, *(["--skip-bad"] if "--skip-bad" not in FAULTS[fault] else [])) == 2  # skips only those two
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and said.err.endswith("\n"), said
+    before = set(raw.parent.rglob("*"))
+    assert prepare(raw, *(["--skip-bad"] if "--skip-bad" not in FAULTS[fault] else [])) == 2  # skips only those two
+    said = one_error(capsys)
     for words in FAULTS[fault]:
-        assert words in said.err
-    left = {path for path in raw.parent.rglob("*") if path.name != "out"} - set(before)
-    assert {path for path in left if path.parent.name != "set.part"} == (
-        {raw.parent / "out" / "set.part"} if fault in LATE else set()
-    )
+        assert words in said
+    left = {path.name for path in set(raw.parent.rglob("*")) - before if path.parent.name != "films_32px"}
+    assert left == ({"out", "films_32px"} if fault in LATE else set())
 
 
 def test_the_command_itself_ends_with_status_2_and_no_traceback(raw):
     break_film(raw)
-    command = [sys.executable, REPO / "data" / "prepare_chestxray14.py", "--images", raw / "films"]
-    command += ["--labels", raw / "table.csv", "--size", str(SIZE), "--out", raw.parent / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [*COMMAND, "--images", raw / "films", "--labels", raw / "table.csv", "--size", str(SIZE)]
+    done = subprocess.run([*command, "--out", raw.parent / "out"], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
-    assert [path.name for path in (raw.parent / "out").iterdir()] == ["chestxray14.part"]
+    assert [path.name for path in (raw.parent / "out").iterdir()] == ["films_32px"]
 
 
-@pytest.mark.parametrize("name", ["../other", "a/b", ""])
+@pytest.mark.parametrize("name", ["../other", "a/b", "", "films_32px"])
 def test_a_name_is_one_folder(name, raw, capsys):
-    assert run(raw, "--name", name) == 2
-    assert "--name" in capsys.readouterr().err and not (raw.parent / "out").exists()
+    assert prepare(raw, name=name) == 2
+    assert "--name" in one_error(capsys) and not (raw.parent / "out").exists()
 
 
 def test_many_bad_films_are_counted_and_the_first_named(raw, capsys):
     for patient in range(1, 6):
         path_of(raw, film_name(patient, 0)).unlink()
-    assert run(raw) == 2
+    assert prepare(raw) == 2
     said = capsys.readouterr().err
     assert "5 films (00000001_000.png, 00000002_000.png, 00000003_000.png, ...)" in said
 
@@ -418,7 +494,7 @@ def test_many_bad_films_are_counted_and_the_first_named(raw, capsys):
 def test_skip_bad_leaves_out_missing_and_broken_films_only(raw, capsys):
     path_of(raw, film_name(1, 0)).unlink()
     break_film(raw)
-    assert run(raw, "--skip-bad") == 0
+    assert prepare(raw, "--skip-bad") == 0
     prepared = load_set(raw.parent / "out" / "set")
     left_out = {film_name(1, 0), film_name(3, 1)}
     assert len(prepared.table) == PATIENTS * FILMS - 2 and not left_out & set(prepared.table["Image Index"])
@@ -430,171 +506,215 @@ def test_skip_bad_leaves_out_missing_and_broken_films_only(raw, capsys):
     assert skipped == {"missing": [film_name(1, 0)], "undecodable": [film_name(3, 1)]}
 
 
-# --- The splits of a toy set
+# --- Archives on disk
 
 
-@pytest.fixture(scope="module")
-def official():
-    if not FULL_TABLE.is_file() or not ORIGINAL.is_dir():
-        pytest.skip("shared/, the official label table and the original's lists, is not there")
-    return chestxray14.read_labels(FULL_TABLE)
+def pack(films, folder, kind=".zip"):
+    """{name: content} -> the bytes of a zip or tar.gz with the films below `folder`, and a long text at the end, so
+    that no film lies in the last 64 KiB of the zip, which are read to find its directory.
+    """
+    films = films | {"licence.txt": random.Random(0).randbytes(70000)}
+    packed = io.BytesIO()
+    if kind == ".zip":
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in films.items():
+                archive.writestr(f"{folder}/{name}", content)
+            archive.filelist.reverse()  # its directory need not be in the order of the films
+        return packed.getvalue()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in films.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
 
 
-def positives(table):
-    counts = count_findings(table)
-    return {split: tuple(counts[split][finding] for finding in FINDINGS) for split in SPLITS}
+def contents(raw):
+    """{name: content} of raw's films, sorted."""
+    return {path.name: path.read_bytes() for path in sorted(raw.rglob("*.png"), key=lambda path: path.name)}
 
 
-def test_the_original_split_is_that_of_its_lists_with_the_tables_labels(official, tmp_path):
-    table, others = chestxray14.original_split(official, ORIGINAL)
-    assert others == 0
-    assert table["split"].value_counts().to_dict() == chestxray14.ORIGINAL_FILMS
-    assert positives(table) == chestxray14.ORIGINAL_POSITIVES
-    assert table.groupby("Patient ID")["split"].nunique().max() == 1
-    for split in SPLITS:
-        films = json.loads((ORIGINAL / f"small_{split}.json").read_text())
-        assert set(films) == set(table["Image Index"][table["split"] == split])
-        if split == "val":
-            first, *_, last = (film for film in films if "|" in films[film]["label"])
-            films[first]["label"] += "|Cough"
-            films[last]["label"] = "|".join(reversed(films[last]["label"].split("|")))  # the order is no difference
-        (tmp_path / f"small_{split}.json").write_text(json.dumps(films))
-    assert chestxray14.original_split(official, tmp_path)[1] == 1
+def halves(raw):
+    """The films of patients 1 to 5, and those of 6 to 10."""
+    films = contents(raw)
+    return [{name: films[name] for name in list(films)[k : k + 10]} for k in (0, 10)]
 
 
-@pytest.mark.parametrize(
-    "split, content, problem",
-    [
-        ("val", {film_name(1, 1): {"label": "Mass"}}, "patients are in two splits"),
-        ("val", {"99999999_000.png": {"label": "Mass"}}, "does not have 1 film (99999999_000.png)"),
-        (
-            "val",
-            {film_name(1, 0): {"label": "Mass"}},
-            f"small_val.json names 1 film ({film_name(1, 0)}) of another list",
-        ),
-        ("test", {film_name(9, 1): {"labels": "Mass"}}, "small_test.json is not a list"),
-        ("test", "<html>", "small_test.json is not a list"),
-    ],
-)
-def test_lists_that_do_not_fit_are_refused(split, content, problem, raw, capsys):
-    films = {"train": {film_name(1, 0): {"label": "Mass"}}, "val": {}, "test": {}} | {split: content}
-    for name, listed in films.items():
-        (raw / f"small_{name}.json").write_text(json.dumps(listed))
-    assert run(raw, "--split", "original", "--split-dir", raw) == 2
-    said = capsys.readouterr().err
-    assert problem in said and said.count("\n") == 1
+def some_patients(raw):
+    """The films of all patients but 1 and 6. To divide these patients anew would give another split."""
+    return {name: content for name, content in contents(raw).items() if int(name[:8]) not in (1, 6)}
 
 
-@pytest.mark.parametrize("lists", [False, True], ids=["by patient", "with lists"])
-def test_a_sampled_split_is_like_the_original(lists, official, tmp_path):
-    if lists:  # as the official ones: a fifth of the films, whole patients, and not the patients of any seed here
-        patients = official["Patient ID"]
-        test = patients.isin(np.random.default_rng(99).permutation(patients.unique())[:6161])
-        for name, films in (("test_list.txt", test), ("train_val_list.txt", ~test)):
-            (tmp_path / name).write_text("\n".join(official["Image Index"][films]))
-    assigned = chestxray14.assign_splits(official, tmp_path if lists else None, 0)
-    table = chestxray14.sample(assigned, lists, 0)
-    assert table["split"].value_counts().to_dict() == chestxray14.ORIGINAL_FILMS
-    assert table["Image Index"].is_unique and table["Image Index"].is_monotonic_increasing
-    assert table.groupby("Patient ID")["split"].nunique().max() == 1
-    rows = official.set_index("Image Index").loc[table["Image Index"]]
-    assert rows["Finding Labels"].to_list() == table["Finding Labels"].to_list()
-    assert set(table["Image Index"][table["split"] == "test"]) <= set(
-        assigned["Image Index"][assigned["split"] == "test"] if lists else official["Image Index"]
-    )
+def corrupt(content, name):
+    """The zip `content` with one bit of the member `name` flipped."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        (member,) = (member for member in archive.infolist() if member.filename.endswith(name))
+    changed = bytearray(content)
+    changed[member.header_offset + 60 + len(member.filename) + member.compress_size // 2] ^= 1
+    return bytes(changed)
 
-    found, *hernia = positives(table), *(positives(table)[split][-1] for split in SPLITS)
-    pool = positives(assigned)["test"][-1]
-    assert sum(hernia) == 227  # all there are
-    if lists:
-        assert hernia[2] == pool and abs(hernia[1] / (227 - pool) - 80 / 180) < 0.04
+
+@pytest.fixture
+def archives(raw):
+    """The folder raw/archives, for the archives of a test."""
+    (raw / "archives" / "deeper").mkdir(parents=True)
+    return raw / "archives"
+
+
+def unpack(raw, archives, *more, lists=True, name="packed"):
+    """Prepare the films of `archives` as the set `out`/`name`; returns the exit status."""
+    options = ["--archives", archives, "--labels", raw / "table.csv", *(["--lists", raw] if lists else [])]
+    return run(*options, "--size", SIZE, "--out", raw.parent / "out", "--name", name, *more)
+
+
+@pytest.mark.parametrize("kinds", [(".zip", ".zip"), (".tar.gz", ".tar.gz"), (".zip", ".tar.gz")])
+def test_archives_give_the_same_films(kinds, raw, archives):
+    for k, kind in enumerate(kinds):
+        (archives / ("", "deeper")[k] / f"films_{k}{kind}").write_bytes(pack(halves(raw)[k], f"images_{k}", kind))
+    assert unpack(raw, archives, "--out", raw.parent / "unpacked") == 0
+    assert prepare(raw) == 0
+    for name in ("images.npy", "labels.csv"):
+        expected = (raw.parent / "out" / "set" / name).read_bytes()
+        assert (raw.parent / "unpacked" / "packed" / name).read_bytes() == expected
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
+@pytest.mark.parametrize("lists", [True, False], ids=["lists", "by patient"])
+def test_one_archive_gives_its_films_with_the_split_of_the_whole(lists, kind, cores, raw, archives, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    films = some_patients(raw)
+    (archives / f"images_001{kind}").write_bytes(pack(films, "images", kind))
+    other = archives / "deeper" / f"images_{'11' if kind == '.tar.gz' else '011'}{kind}"
+    other.write_bytes(pack(halves(raw)[1], "images", kind))
+    assert unpack(raw, archives / f"images_001{kind}", lists=lists) == 0
+    assert unpack(raw, archives, "--archive", 1, lists=lists, name="numbered") == 0
+    assert prepare(raw, lists=lists) == 0
+    whole, packed, numbered = (load_set(raw.parent / "out" / name) for name in ("set", "packed", "numbered"))
+    assert packed.table["Image Index"].to_list() == list(films)
+    rows = whole.table["Image Index"].isin(films).to_numpy()
+    assert (packed.images == whole.images[rows]).all() and (numbered.images == packed.images).all()
+    assert packed.table.equals(whole.table[rows].reset_index(drop=True)) and numbered.table.equals(packed.table)
+
+
+@pytest.mark.parametrize("number, words", [(3, "images_003.zip or images_03.tar.gz"), (13, "1 to 12"), (0, "1 to 12")])
+def test_an_archive_that_is_not_there_is_named(number, words, raw, archives, capsys):
+    (archives / "images_001.zip").write_bytes(pack(contents(raw), "images"))
+    assert unpack(raw, archives, "--archive", number) == 2
+    assert words in one_error(capsys)
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
+def test_an_archive_that_cannot_be_read_is_named(kind, raw, archives, capsys):
+    (archives / f"films{kind}").write_bytes(b"<html>" * 1000)
+    for path in (archives, archives / f"films{kind}"):
+        assert unpack(raw, path) == 2
+        assert f"films{kind}" in one_error(capsys)
+    assert unpack(raw, archives / "deeper") == 2
+    assert "has no .zip or .tar.gz" in one_error(capsys)
+
+
+def damage_checksum(content):
+    return content[:-6] + bytes([content[-6] ^ 1]) + content[-5:]
+
+
+@pytest.mark.parametrize("damage", [damage_checksum, lambda content: content[:-3000]], ids=["checksum", "end"])
+def test_films_of_a_damaged_tar_do_not_count(damage, raw, archives, capsys):
+    first, second = (pack(half, "images", ".tar.gz") for half in halves(raw))
+    (archives / "films_1.tar.gz").write_bytes(damage(first))
+    (archives / "films_2.tar.gz").write_bytes(second)
+    assert unpack(raw, archives, "--skip-bad") == 2  # skips no archive
+    said = one_error(capsys)
+    assert "10 films (00000001_000.png" in said and "missing" in said and "films_1.tar.gz" in said
+    reduced = raw.parent / "out" / "films_32px"
+    assert {path.name for path in reduced.glob("*.png")} == set(halves(raw)[1])
+    assert (reduced / "missing.txt").read_text().split() == list(halves(raw)[0])
+    assert not list(reduced.glob("unfinished*"))
+    (archives / "films_1.tar.gz").write_bytes(first)
+    assert unpack(raw, archives) == 0 and prepare(raw) == 0
+    assert not (reduced / "missing.txt").exists()
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
+def test_a_damaged_film_of_an_archive_does_not_count(kind, raw, archives, capsys):
+    films = contents(raw)
+    if kind == ".zip":
+        (archives / "films.zip").write_bytes(corrupt(pack(films, "images"), film_name(3, 1)))
     else:
-        assert np.abs(np.divide(hernia, 227) - np.divide((100, 80, 80), 260)).max() < 0.02
-    for split in SPLITS:
-        assert (np.array(found[split]) >= chestxray14.ORIGINAL_POSITIVES[split])[:-1].all()
-    natural = encode_findings(official["Finding Labels"]).mean(axis=0)
-    share = np.array(found["train"]) / chestxray14.ORIGINAL_FILMS["train"]
-    common = natural > 0.04  # train has room for these as they come
-    assert np.abs(share[common] / natural[common] - 1).max() < 0.15
-
-    if lists:
-        assert chestxray14.sample(assigned, lists, 0).equals(table)
-        assert not chestxray14.sample(assigned, lists, 1).equals(table)
-    else:  # pinned: the same films on every platform and with every NumPy
-        assert [table["Image Index"][table["split"] == split].to_list()[:3] for split in ("val", "test")] == PINNED
+        (archives / "films.tar.gz").write_bytes(pack(films | {film_name(3, 1): b"no film"}, "images", kind))
+    assert unpack(raw, archives) == 2
+    said = one_error(capsys)
+    assert f"1 film ({film_name(3, 1)}) not decodable" in said and "--skip-bad" in said
+    assert unpack(raw, archives, "--skip-bad") == 0
+    assert f"1 film ({film_name(3, 1)}) not decodable" in capsys.readouterr().out
+    table = load_set(raw.parent / "out" / "packed").table
+    assert table["Image Index"].to_list() == [name for name in films if name != film_name(3, 1)]
 
 
-PINNED = [
-    ["00000032_004.png", "00000032_014.png", "00000032_023.png"],
-    ["00000003_000.png", "00000003_001.png", "00000003_002.png"],
-]
+@pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
+def test_names_in_archives_are_no_paths(kind, raw, archives):
+    names = {}
+    for k, (name, content) in enumerate(contents(raw).items()):
+        names[f"{('../../..', '/', str(raw.parent), 'a/../..')[k % 4]}/{name}"] = content
+    names |= {"../../films_32px/lock": b"x", "../escaped.txt": b"x", "/escaped.txt": b"x"}
+    (archives / f"films{kind}").write_bytes(pack(names, "..", kind))
+    before = set(raw.parent.rglob("*"))
+    assert unpack(raw, archives) == 0
+    new = {path.name for path in set(raw.parent.rglob("*")) - before}
+    assert new - set(contents(raw)) == {
+        "out", "packed", "images.npy", "labels.csv", "source.json", "films_32px", "lock",
+    }  # fmt: skip
+    assert not Path("/escaped.txt").exists() and not (raw.parent / "out" / "films_32px" / "lock").read_bytes()
 
 
-def test_a_small_pool_is_sampled_whole(raw):
-    assert run(raw, "--split", "sampled") == 0
-    table = load_set(raw.parent / "out" / "set").table
-    assert len(table) == PATIENTS * FILMS and set(table["Patient ID"][table["split"] == "test"]) == {9, 10}
+@pytest.mark.parametrize("kind, lie", [(".zip", False), (".zip", True), (".tar.gz", False)])
+def test_bombs_are_not_unpacked(kind, lie, raw, archives, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "MAX_MEMBER", 1 << 20)
+    content = contents(raw)[film_name(1, 0)] + bytes(40 << 20)  # a film, and far more
+    packed = pack({film_name(1, 0): content}, "x", kind)
+    if lie:  # it says that it has 1000 bytes
+        packed = packed.replace(len(content).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    (archives / f"films{kind}").write_bytes(packed)
+    tracemalloc.start()
+    assert unpack(raw, archives) == 2
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+    assert f"1 film ({film_name(1, 0)}) not decodable" in capsys.readouterr().err
 
 
 # --- The download, from a server on loopback
 
 
-Site = namedtuple("Site", "server raw out zips tars small content")
-
-
-def pack(films, folder):
-    """{name: content} -> the bytes of a zip and of a tar.gz with the films below `folder`, and a long text at the end,
-    so that no film lies in the last 64 KiB of the zip, which are read to find its directory.
-    """
-    films = films | {"licence.txt": random.Random(0).randbytes(70000)}
-    zipped, tarred = io.BytesIO(), io.BytesIO()
-    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in films.items():
-            archive.writestr(f"{folder}/{name}", content)
-        archive.filelist.reverse()  # its directory need not be in the order of the films
-    with tarfile.open(fileobj=tarred, mode="w:gz") as archive:
-        for name, content in films.items():
-            member = tarfile.TarInfo(f"{folder}/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return zipped.getvalue(), tarred.getvalue()
+Site = namedtuple("Site", "server raw out small content")
+ZIPS = ("/mirror/images/images_001.zip", "/mirror/images/images_002.zip")
+CSV = "/mirror/Data_Entry_2017_v2020.csv"
 
 
 @pytest.fixture
 def site(raw, monkeypatch):
-    """A server with raw's films in two archives of each kind, its table, lists, and lists of a toy set of 18 films.
+    """A mirror with raw's films in two archives, its table and lists; and a toy set of 18 films.
 
     Patients 1 to 5 are in its train split, 6 and 7 in val, 8 and 9 in test; 10 is not in the toy set.
     """
-    films = {path.name: path.read_bytes() for path in sorted(raw.rglob("*.png"), key=lambda path: path.name)}
-    names = list(films)
-    zips, tars = ["images/images_001.zip", "images/images_002.zip"], ["first.gz", "second.gz"]
+    films = contents(raw)
+    splits = ["train"] * 10 + ["val"] * 4 + ["test"] * 4
+    pd.DataFrame({"film": list(films)[:18], "split": splits}).to_csv(raw / "toy.csv", index=False)
+    monkeypatch.setattr(chestxray14, "TOY_SET", raw / "toy.csv")
     with serve() as server:
-        for k in range(2):
-            half = {name: films[name] for name in names[10 * k : 10 * k + 10]}
-            server.files[f"/mirror/{zips[k]}"], server.files[f"/nih/{tars[k]}"] = pack(half, f"images_{k}")
-        server.files["/mirror/Data_Entry_2017_v2020.csv"] = (raw / "table.csv").read_bytes()
+        for k, half in enumerate(halves(raw)):
+            server.files[ZIPS[k]] = pack(half, f"images_{k}")
+        server.files[CSV] = (raw / "table.csv").read_bytes()
         for name in chestxray14.LISTS:
             server.files[f"/mirror/{name}"] = (raw / name).read_bytes()
-        for split, patients in {"train": range(1, 6), "val": (6, 7), "test": (8, 9)}.items():
-            entries = {name: {"label": "No Finding"} for name in names if int(name[:8]) in patients}
-            server.files[f"/split/small_{split}.json"] = json.dumps(entries).encode()
-        for name, value in {
-            "MIRROR": f"{server.url}/moved/mirror/",
-            "MIRROR_FILMS": zips,
-            "NIH": f"{server.url}/nih/",
-            "NIH_FILMS": tars,
-            "ORIGINAL_SPLIT": f"{server.url}/split/",
-            "WAIT": 0.001,
-            "TRIES": 3,
-        }.items():
-            monkeypatch.setattr(chestxray14, name, value)
-        yield Site(server, raw, raw.parent / "out", zips, tars, names[:18], films)
+        constants = {"MIRROR": f"{server.url}/moved/mirror/", "ARCHIVES": (1, 2), "THREADS": 2}
+        for name, value in (constants | {"WAIT": 0.001, "TRIES": 3}).items():
+            monkeypatch.setattr(fetch, name, value)
+        yield Site(server, raw, raw.parent / "out", list(films)[:18], films)
 
 
 def download(site, *more):
-    options = ["--download", "--size", SIZE, "--out", site.out, "--name", "set", *more]
-    return chestxray14.main([str(option) for option in options])
+    return run("--download", "--size", SIZE, "--out", site.out, "--name", "set", *more)
 
 
 def member_bytes(site):
@@ -617,15 +737,12 @@ def test_one_command_downloads_the_toy_set_and_nothing_more(site, tmp_path, caps
     assert prepared.table["split"].to_list() == ["train"] * 10 + ["val"] * 4 + ["test"] * 4
     for image, name in zip(prepared.images, site.small, strict=True):
         assert (image == chestxray14.reduce_film(path_of(site.raw, name), SIZE)).all()
-    assert [path.name for path in site.out.iterdir()] == ["set"]
-    said = capsys.readouterr().out
-    assert "Hernia" in said and "9 films have other labels" in said
+    assert "Hernia" in capsys.readouterr().out
     source = json.loads((site.out / "set" / "source.json").read_text())
-    assert source["counts"] == count_findings(prepared.table)
-    assert source["split"] == "original" and source["other_labels"] == 9
-    assert site.server.asked("nih") == 0 and site.server.asked(".txt") == 0
+    assert source["counts"] == count_findings(prepared.table) and source["split"] == "original"
+    assert site.server.asked(".txt") == 0
     assert member_bytes(site) < sum(len(site.content[name]) + 200 for name in site.small)  # nothing else, and once
-    films = [part for path, part, _ in site.server.log if path == of_zip(site) and not part.startswith("bytes=-")]
+    films = [part for path, part, _ in site.server.log if path == ZIPS[0] and not part.startswith("bytes=-")]
     starts = [int(part.split("=")[1].split("-")[0]) for part in films]
     assert starts == sorted(starts)
     assert site.server.asked("/moved/mirror/images") == 2  # where an archive has moved to is asked once
@@ -636,187 +753,115 @@ def test_one_command_downloads_the_toy_set_and_nothing_more(site, tmp_path, caps
     assert (tmp_path / "runs" / "search_first_order" / "genotype.txt").exists()
 
 
-@pytest.mark.parametrize("split", ["all", "sampled"])
-def test_other_splits_fetch_the_official_lists(split, site):
-    assert download(site, "--split", split) == 0
-    table = load_set(site.out / "set").table
-    assert len(table) == PATIENTS * FILMS
-    assert set(table["Patient ID"][table["split"] == "test"]) == {9, 10}
-    assert site.server.asked(".txt") and not site.server.asked("small_")
+def test_all_films_are_divided_by_the_official_lists(site):
+    assert download(site, "--split", "all") == 0
+    assert prepare(site.raw, "--out", site.out / "images") == 0
+    for name in ("images.npy", "labels.csv"):
+        assert (site.out / "set" / name).read_bytes() == (site.out / "images" / "set" / name).read_bytes()
+
+
+@pytest.mark.parametrize("lists", [True, False], ids=["lists", "by patient"])
+def test_one_archive_of_the_mirror_is_that_archive_on_disk(lists, site, archives):
+    films = some_patients(site.raw)
+    packed = pack(films | {"00009999_000.png": b"not in the label table"}, "images")
+    site.server.files = {ZIPS[1]: packed, CSV: site.server.files[CSV]}
+    (archives / "images_002.zip").write_bytes(packed)
+    assert download(site, "--archive", 2, *(["--lists", site.raw] if lists else [])) == 0
+    assert unpack(site.raw, archives / "images_002.zip", "--out", site.out / "disk", lists=lists) == 0
+    for name in ("images.npy", "labels.csv"):
+        assert (site.out / "set" / name).read_bytes() == (site.out / "disk" / "packed" / name).read_bytes()
+    assert load_set(site.out / "set").table["Image Index"].to_list() == list(films)
+    assert member_bytes(site) < sum(len(content) + 200 for content in films.values())
 
 
 def test_what_is_given_is_not_fetched(site):
-    for split in SPLITS:
-        (site.raw / f"small_{split}.json").write_bytes(site.server.files[f"/split/small_{split}.json"])
-    assert download(site, "--labels", site.raw / "table.csv", "--split-dir", site.raw) == 0
-    assert not site.server.asked("csv") and not site.server.asked("small_")
+    assert download(site, "--labels", site.raw / "table.csv", "--lists", site.raw, "--split", "all") == 0
+    assert not site.server.asked("csv") and not site.server.asked(".txt")
 
 
-def test_nihs_archives_give_the_same_bytes(site, undisturbed):
-    assert download(site, "--source", "nih") == 0
-    assert bytes_of(site.out / "set") == undisturbed
-    assert not site.server.asked(".zip")
-
-
-@pytest.mark.parametrize("kinds", [(".zip", ".zip"), (".tar.gz", ".tar.gz"), (".zip", ".tar.gz")])
-def test_archives_on_disk_give_the_same_films(kinds, site):
-    for k, kind in enumerate(kinds):
-        at = site.raw / "archives" / str(k) / f"films{kind}"
-        at.parent.mkdir(parents=True)
-        at.write_bytes(site.server.files[f"/mirror/{site.zips[k]}" if kind == ".zip" else f"/nih/{site.tars[k]}"])
-    options = ["--archives", site.raw / "archives", "--labels", site.raw / "table.csv", "--lists", site.raw]
-    options += ["--size", SIZE, "--out", site.out, "--name", "packed"]
-    assert chestxray14.main([str(option) for option in options]) == 0
-    assert run(site.raw) == 0
-    for name in ("images.npy", "labels.csv"):
-        assert (site.out / "packed" / name).read_bytes() == (site.out / "set" / name).read_bytes()
-    assert not site.server.log
+def test_a_label_table_without_films_of_the_toy_set_is_refused(site, capsys):
+    edit(site.raw / "table.csv", film_name(3, 1), "00009999_000.png")
+    assert download(site, "--labels", site.raw / "table.csv") == 2
+    said = one_error(capsys)
+    assert f"1 film ({film_name(3, 1)}) of the toy set" in said and "official" in said
 
 
 # --- What a network does
 
 
-def of_zip(site):
-    return f"/mirror/{site.zips[0]}"
-
-
-def of_tar(site):
-    return f"/nih/{site.tars[0]}"
-
-
 def cut_zip(site):
-    site.server.cuts[of_zip(site)] = [None, None, 100, None, 5000, None, 0]
+    site.server.cuts[ZIPS[0]] = [None, None, 100, None, 5000, None, 0]
 
 
 def cut_directory(site):
-    site.server.cuts[of_zip(site)] = [None, 1000]
+    site.server.cuts[ZIPS[0]] = [None, 1000]
 
 
-def cut_table(site):
-    site.server.cuts["/mirror/Data_Entry_2017_v2020.csv"] = [300, 0]
-
-
-def cut_tar(site):
-    site.server.cuts[of_tar(site)] = [20000, 9000, 0, 30000]
-
-
-def cut_tar_without_ranges(site):
-    site.server.ranges = False
-    cut_tar(site)
-
-
-def damage_tar_once(site):
-    content = bytearray(site.server.files[of_tar(site)])
-    content[-6] ^= 1  # of the checksum: nothing else would show it
-    site.server.once[of_tar(site)] = bytes(content)
-
-
-def shorten_tar_once(site):
-    site.server.once[of_tar(site)] = site.server.files[of_tar(site)][:-3000]
+def cut_table_twice(site):
+    site.server.cuts[CSV] = [300, 0]
 
 
 def refuse_for_a_while(site):
-    site.server.status |= {of_zip(site): [503, 500], "/split/small_val.json": [502]}
-
-
-def refuse_tar_for_a_while(site):
-    site.server.status[of_tar(site)] = [503, 429, 504]
+    site.server.status |= {ZIPS[0]: [503, 500], ZIPS[1]: [429], CSV: [502]}
 
 
 def move_often(site):
     site.server.moves = 4
 
 
-PASSING = [(cut_zip, "mirror"), (cut_directory, "mirror"), (cut_table, "mirror"), (move_often, "mirror")]
-PASSING += [(cut_tar, "nih"), (cut_tar_without_ranges, "nih"), (damage_tar_once, "nih"), (shorten_tar_once, "nih")]
-PASSING += [(refuse_for_a_while, "mirror"), (refuse_tar_for_a_while, "nih")]
+PASSING = [cut_zip, cut_directory, cut_table_twice, refuse_for_a_while, move_often]
 
 
-@pytest.mark.parametrize("fault, source", PASSING, ids=lambda value: getattr(value, "__name__", value))
-def test_what_passes_leaves_no_trace(fault, source, site, undisturbed, capsys):
+@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: fault.__name__)
+def test_what_passes_leaves_no_trace(fault, site, undisturbed):
     fault(site)
-    assert download(site, "--source", source) == 0
+    assert download(site) == 0
     assert bytes_of(site.out / "set") == undisturbed
-    assert "mirror failed" not in capsys.readouterr().out
-    server = site.server  # and it happened
-    assert not any(server.status.values()) and not any(server.cuts.values()) and not server.once
+    assert not any(site.server.status.values()) and not any(site.server.cuts.values())  # and it happened
 
 
-def test_a_dropped_connection_is_taken_up_at_its_byte(site, undisturbed):
-    cut_tar(site)
-    assert download(site, "--source", "nih") == 0
-    assert site.server.sent(of_tar(site)) == len(site.server.files[of_tar(site)])
+def lose_archive(site):
+    del site.server.files[ZIPS[0]]
 
 
-def lose_mirror_archive(site):
-    del site.server.files[of_zip(site)]
+def garble_archive(site):
+    site.server.files[ZIPS[0]] = b"<html>" * 1000
 
 
-def garble_mirror_archive(site):
-    site.server.files[of_zip(site)] = b"<html>" * 1000
-
-
-def overload_mirror_archive(site):
-    site.server.status[of_zip(site)] = [503] * 100
+def overload_archive(site):
+    site.server.status[ZIPS[0]] = [503] * 100
 
 
 def ignore_ranges(site):
     site.server.ranges = False
 
 
-@pytest.mark.parametrize("fault", [lose_mirror_archive, garble_mirror_archive, overload_mirror_archive, ignore_ranges])
-def test_where_the_mirror_fails_nih_has_the_films(fault, site, undisturbed, capsys):
-    fault(site)
-    assert download(site) == 0
-    assert bytes_of(site.out / "set") == undisturbed
-    said = capsys.readouterr()
-    assert said.out.count("the mirror failed") == 1 and "going on with NIH" in said.out and said.err == ""
-    if fault is lose_mirror_archive:  # not asked again; what the other archive has is kept
-        assert site.server.asked(of_zip(site)) == 2  # redirected, then lost
-        assert "404" in said.out
-
-
-def corrupt(content, name):
-    """The zip `content` with one bit of the member `name` flipped."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        (member,) = (member for member in archive.infolist() if member.filename.endswith(name))
-    changed = bytearray(content)
-    changed[member.header_offset + 60 + len(member.filename) + member.compress_size // 2] ^= 1
-    return bytes(changed)
-
-
 def corrupt_member(site):
-    site.server.files[of_zip(site)] = corrupt(site.server.files[of_zip(site)], film_name(3, 1))
+    site.server.files[ZIPS[0]] = corrupt(site.server.files[ZIPS[0]], film_name(3, 1))
 
 
 def lose_member(site):
     films = {name: content for name, content in site.content.items() if name != film_name(3, 1)}
-    site.server.files[of_zip(site)] = pack(films, "x")[0]
-
-
-def lose_everything(site):
-    del site.server.files[of_zip(site)], site.server.files[of_tar(site)]
-
-
-def shorten_tar(site):
-    del site.server.files[of_zip(site)]
-    site.server.files[of_tar(site)] = site.server.files[of_tar(site)][:-3000]
+    site.server.files[ZIPS[0]] = pack(films, "x")
 
 
 def lose_table_of_mirror(site):
-    del site.server.files["/mirror/Data_Entry_2017_v2020.csv"]
+    del site.server.files[CSV]
 
 
 def answer_with_a_page(site):
-    site.server.files["/mirror/Data_Entry_2017_v2020.csv"] = b"<html>Log in to go on.</html>"
+    site.server.files[CSV] = b"<html>Log in to go on.</html>"
 
 
+BY_HAND = ("by hand", "https://nihcc.app.box.com/v/ChestXray-NIHCC", "same command")
 LASTING = {
+    lose_archive: ("10 films (00000001_000.png", "missing", "images_001.zip", "404", "--archives", *BY_HAND),
+    garble_archive: ("10 films", "images_001.zip", "--archives", *BY_HAND),
+    overload_archive: ("10 films", "images_001.zip", "503", "--archives", *BY_HAND),
+    ignore_ranges: ("18 films", "images_001.zip", "range", "--archives", *BY_HAND),
     corrupt_member: ("download", "1 film", film_name(3, 1), "not decodable", "same command", "--skip-bad"),
     lose_member: ("download", "1 film", film_name(3, 1), "missing", "same command", "--skip-bad"),
-    lose_everything: ("10 films", film_name(1, 0), "missing", "first.gz", "404", "same command"),
-    shorten_tar: ("10 films", film_name(1, 0), "missing", "first.gz", "same command"),
-    lose_table_of_mirror: ("Data_Entry_2017_v2020.csv", "404", "--labels"),
+    lose_table_of_mirror: ("Data_Entry_2017_v2020.csv", "404", "--labels", *BY_HAND[:2]),
     answer_with_a_page: ("Data_Entry_2017_v2020.csv", "no column"),
 }
 
@@ -825,280 +870,157 @@ LASTING = {
 def test_what_lasts_is_named_and_the_same_command_goes_on(fault, site, undisturbed, capsys):
     whole = dict(site.server.files)
     fault(site)
+    capsys.readouterr()
     assert download(site) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1, said
+    said = one_error(capsys)
     for words in LASTING[fault]:
         assert words in said
     assert not (site.out / "set").exists()
-    site.server.files = whole
+    site.server.files, site.server.ranges = whole, True
+    site.server.status.clear()
     assert download(site) == 0
     assert bytes_of(site.out / "set") == undisturbed
 
 
-def test_a_film_that_is_broken_in_a_tar_is_listed_and_tried_again(site, undisturbed):
-    whole, first = dict(site.server.files), [name for name in site.content if int(name[:8]) <= 5]
-    films = {name: site.content[name] for name in first} | {film_name(3, 1): b"no film"}
-    site.server.files["/nih/first.gz"] = pack(films, "images_0")[1]
-    assert download(site, "--source", "nih") == 2
-    assert (site.out / "set.part" / "missing.txt").read_text().split() == [film_name(3, 1)]
-    site.server.files = whole
-    assert download(site, "--source", "nih") == 0
-    assert bytes_of(site.out / "set") == undisturbed
+def test_a_lost_archive_is_named_before_its_films_are_known(site, capsys):
+    lose_archive(site)
+    assert download(site, "--archive", 1) == 2
+    said = one_error(capsys)
+    assert all(words in said for words in ("images_001.zip", "404", "--archives", *BY_HAND[:2]))
 
 
 def test_skip_bad_leaves_out_a_bad_member_but_no_archive(site, capsys):
-    lose_everything(site)
+    whole = site.server.files[ZIPS[0]]
+    lose_archive(site)
     assert download(site, "--skip-bad") == 2
     assert "10 films" in capsys.readouterr().err and not (site.out / "set").exists()
-    site.server.files |= {of_zip(site): pack(site.content, "x")[0]}
+    site.server.files[ZIPS[0]] = whole
     corrupt_member(site)
     assert download(site, "--skip-bad") == 0
-    assert load_set(site.out / "set").table["Image Index"].to_list() == [
-        name for name in site.small if name != film_name(3, 1)
-    ]
+    left = [name for name in site.small if name != film_name(3, 1)]
+    assert load_set(site.out / "set").table["Image Index"].to_list() == left
     assert f"1 film ({film_name(3, 1)}) not decodable" in capsys.readouterr().out
-
-
-# --- Names and sizes that are not to be trusted
-
-
-@pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
-def test_names_in_archives_are_no_paths(kind, raw):
-    films = {path.name: path.read_bytes() for path in raw.rglob("*.png")}
-    names = {
-        f"{('../../..', '/', str(raw.parent), 'a/../..')[k % 4]}/{name}": films[name] for k, name in enumerate(films)
-    }
-    names |= {"../../set.part/done": b"\1" * 20, "../escaped.txt": b"x", "/escaped.txt": b"x"}
-    (raw / "archives").mkdir()
-    (raw / "archives" / f"films{kind}").write_bytes(pack(names, "..")[kind != ".zip"])
-    before = set(raw.parent.rglob("*"))
-    options = ["--archives", raw / "archives", "--labels", raw / "table.csv", "--lists", raw]
-    options += ["--size", SIZE, "--out", raw.parent / "out", "--name", "set"]
-    assert chestxray14.main([str(option) for option in options]) == 0
-    assert {path.name for path in set(raw.parent.rglob("*")) - before} == {
-        "out", "set", "images.npy", "labels.csv", "source.json",
-    }  # fmt: skip
-    assert not Path("/escaped.txt").exists()
-
-
-def bomb(kind, film, lie):
-    """An archive whose one member unpacks to a film and far more; lie: it says that it has 1000 bytes."""
-    content = film + bytes(40 * chestxray14.MAX_MEMBER)
-    packed = pack({film_name(1, 0): content}, "x")[kind != ".zip"]
-    return packed.replace(len(content).to_bytes(4, "little"), (1000).to_bytes(4, "little")) if lie else packed
-
-
-@pytest.mark.parametrize("kind, lie", [(".zip", False), (".zip", True), (".tar.gz", False)])
-def test_bombs_are_not_unpacked(kind, lie, raw, monkeypatch, capsys):
-    monkeypatch.setattr(chestxray14, "MAX_MEMBER", 1 << 20)
-    (raw / "archives").mkdir()
-    (raw / "archives" / f"films{kind}").write_bytes(bomb(kind, path_of(raw, film_name(1, 0)).read_bytes(), lie))
-    options = ["--archives", raw / "archives", "--labels", raw / "table.csv", "--lists", raw]
-    options += ["--size", SIZE, "--out", raw.parent / "out", "--name", "set"]
-    tracemalloc.start()
-    assert chestxray14.main([str(option) for option in options]) == 2
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 10 * chestxray14.MAX_MEMBER
-    assert f"1 film ({film_name(1, 0)}) not decodable" in capsys.readouterr().err
 
 
 # --- Stopped and started again
 
 
-def test_a_restart_transfers_only_what_is_missing(site, undisturbed, monkeypatch):
-    keep = chestxray14.Part.keep
-    monkeypatch.setattr(chestxray14, "MIRROR_THREADS", 1)
-
-    def stop_at_the_sixth(part, row, file):
-        if part.count() == 5:
-            raise KeyboardInterrupt
-        return keep(part, row, file)
-
-    monkeypatch.setattr(chestxray14.Part, "keep", stop_at_the_sixth)
-    assert download(site) == 130
-    monkeypatch.setattr(chestxray14.Part, "keep", keep)
-    site.server.log.clear()
-    assert download(site) == 0
-    assert bytes_of(site.out / "set") == undisturbed
-    assert not site.server.asked("csv") and not site.server.asked("small_")
-    assert member_bytes(site) < sum(len(site.content[name]) + 200 for name in site.small[5:])
-
-
-def test_stopped_before_any_write_it_ends_in_the_same_bytes(raw, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    assert run(raw, "--out", raw.parent / "undisturbed") == 0
-    write = os.pwrite
-
-    def stop_at(last):
-        calls = itertools.count(1)
-
-        def pwrite(*arguments):
-            if next(calls) == last:
-                raise KeyboardInterrupt
-            return write(*arguments)
-
-        return pwrite
-
-    for last in range(1, 9):  # each film is written, then its state
-        monkeypatch.setattr("os.pwrite", stop_at(last))
-        assert run(raw) == 130
-        monkeypatch.setattr("os.pwrite", write)
-        assert run(raw) == 0
-        assert bytes_of(raw.parent / "out" / "set") == bytes_of(raw.parent / "undisturbed" / "set")
-        shutil.rmtree(raw.parent / "out" / "set")
-
-
-def test_once_all_films_are_there_nothing_is_asked(site, undisturbed, monkeypatch):
-    def stop(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(chestxray14, "write_set", stop)
-        assert download(site) == 130
-    site.server.log.clear()
-    assert download(site) == 0
-    assert bytes_of(site.out / "set") == undisturbed and not site.server.log
-
-
-def test_a_tar_that_was_read_is_not_read_again(site, undisturbed):
+def test_only_what_is_missing_is_transferred(site, undisturbed):
     whole = dict(site.server.files)
-    del site.server.files[f"/nih/{site.tars[1]}"]
-    assert download(site, "--source", "nih") == 2
+    lose_archive(site)
+    assert download(site) == 2
     site.server.files = whole
     site.server.log.clear()
-    assert download(site, "--source", "nih") == 0
+    assert download(site) == 0
     assert bytes_of(site.out / "set") == undisturbed
-    assert site.server.asked(site.tars[0]) == 0 and site.server.asked(site.tars[1]) == 1
-
-
-def test_films_of_an_unverified_tar_are_not_kept(site):
-    del site.server.files[of_zip(site)]
-    damage_tar_once(site)
-    site.server.files[of_tar(site)] = site.server.once.pop(of_tar(site))
-    assert download(site) == 2
-    assert (site.out / "set.part" / "done").read_bytes() == b"\0" * 10 + b"\1" * 8
-
-
-@pytest.mark.parametrize("change", [("--size", 16), ("--seed", 1), ("--split", "all")])
-def test_another_plan_is_refused(change, site, capsys):
-    lose_everything(site)
-    assert download(site) == 2
-    part = {path.name: path.read_bytes() for path in (site.out / "set.part").iterdir()}
-    capsys.readouterr()
-    assert download(site, *change) == 2
-    said = capsys.readouterr().err
-    assert "set.part" in said and change[0].strip("-") in said and "--name" in said and said.count("\n") == 1
-    after = {path.name: path.read_bytes() for path in (site.out / "set.part").iterdir()}
-    assert after.items() >= part.items()
-
-
-def test_changed_labels_are_another_plan(raw, capsys):
-    break_film(raw)
-    assert run(raw) == 2
-    edit(raw / "table.csv", "Mass|Hernia", "Mass")
-    capsys.readouterr()
-    assert run(raw) == 2
-    assert "labels_sha256" in capsys.readouterr().err
+    assert 0 < member_bytes(site) < sum(len(site.content[name]) + 200 for name in site.small[:10])
+    site.server.log.clear()
+    shutil.rmtree(site.out / "set")
+    assert download(site) == 0
+    assert bytes_of(site.out / "set") == undisturbed and not site.server.asked(".zip")
 
 
 def test_a_second_process_is_refused(site, capsys):
-    (site.out / "set.part").mkdir(parents=True)
-    with open(site.out / "set.part" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    (site.out / "films_32px").mkdir(parents=True)
+    with FileLock(site.out / "films_32px" / "lock"):
         assert download(site) == 2
-    assert "in use" in capsys.readouterr().err and not site.server.log
+    assert "in use" in one_error(capsys) and not site.server.asked(".zip")
     assert download(site) == 0
 
 
 def test_too_little_disk_is_said_first(site, monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
-    need = 2 * 18 * SIZE**2
+    need = 3 * 18 * SIZE**2
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, need - 1))
     assert download(site) == 2
-    assert "GB" in capsys.readouterr().err and not site.server.asked(".zip")
+    assert "GB" in one_error(capsys) and not site.server.asked(".zip")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, need))
     assert download(site) == 0
 
 
-def test_a_full_disk_is_no_fault_of_the_mirror(site, monkeypatch, capsys):
-    def full(*arguments):
+def test_a_full_disk_is_no_fault_of_the_mirror(site, undisturbed, monkeypatch, capsys):
+    def full(*arguments, **more):
         raise OSError(28, "No space left on device")
 
+    capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
+        patch.setattr(Image.Image, "save", full)
         assert download(site) == 2
-    said = capsys.readouterr()
-    assert "No space left" in said.err and said.out == "" and not site.server.asked("nih")
+    said = one_error(capsys)
+    assert "films_32px: No space left" in said and "--out" in said and "mirror" not in said
     assert download(site) == 0
-
-
-def test_a_run_stopped_at_its_very_end_is_finished(site, undisturbed, capsys):
-    assert download(site) == 0
-    (site.out / "set.part").mkdir()
-    (site.out / "set.part" / "films").write_bytes(b"x")
-    assert download(site) == 0
-    assert "left as it is" in capsys.readouterr().out and not (site.out / "set.part").exists()
     assert bytes_of(site.out / "set") == undisturbed
 
 
 DRIVER = """
 import json, os, sys
-from data import prepare_chestxray14 as chestxray14
+from data import fetch_chestxray14, prepare_chestxray14
 for line in sys.stdin:
-    constants, options = json.loads(line)
+    constants, toy, options = json.loads(line)
     if not (child := os.fork()):
+        prepare_chestxray14.TOY_SET = toy
         for name, value in constants.items():
-            setattr(chestxray14, name, value)
-        os._exit(chestxray14.main(options))
+            setattr(fetch_chestxray14, name, value)
+        os._exit(prepare_chestxray14.main(options))
     print(child, flush=True)
     sys.stdin.readline()  # until then its number is not given to another process
-    print(os.waitpid(child, 0)[1], flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """  # imports once; each run is a process of its own
 
 
-@pytest.mark.parametrize("source", ["mirror", "nih", "images"])
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(source, site, undisturbed, request):
-    draw = random.Random(source)  # the moments differ all the same, as runs do
-    constants = {name: getattr(chestxray14, name) for name in ("MIRROR_FILMS", "NIH", "NIH_FILMS", "ORIGINAL_SPLIT")}
-    constants["MIRROR"] = site.server.url + "/mirror/"
-    options = ["--size", SIZE, "--out", site.out, "--name", "set"]
-    options += ["--images", site.raw / "films", "--labels", site.raw / "table.csv", "--split", "original"]
-    if source != "images":
-        options = [*options[:6], "--download", "--source", source]
+@pytest.mark.parametrize("origin", ["mirror", "images", "zip", "tar.gz"])
+def test_stopped_at_any_moment_it_ends_in_the_same_bytes(origin, site, archives, undisturbed, request):
+    thorough = request.config.getoption("--all")
+    if origin in ("zip", "images") and not thorough:
+        pytest.skip("long: with --all")
+    random_moment = random.Random(origin)  # the moments differ all the same, as runs do
+    constants = {"MIRROR": f"{site.server.url}/mirror/", "ARCHIVES": [1, 2], "THREADS": 2}
+    options = ["--size", SIZE, "--out", site.out, "--name", "set", "--split", "original"]
+    if origin == "mirror":
+        options.append("--download")
         site.server.delay = 0.01
-    line = json.dumps([constants, [str(option) for option in options]]) + "\n"
+    else:
+        films = site.raw / "films" if origin == "images" else archives
+        options += ["--images" if origin == "images" else "--archives", films, "--labels", site.raw / "table.csv"]
+        for k, half in enumerate(halves(site.raw)):
+            (archives / f"films_{k}.{origin}").write_bytes(pack(half, "images", f".{origin}"))
+    line = json.dumps([constants, str(site.raw / "toy.csv"), [str(option) for option in options]]) + "\n"
     command = [sys.executable, "-c", DRIVER]
-    with subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=REPO, text=True, **pipes) as driver:
 
         def tell(text):
             """Send a line to the driver; returns the number that it answers."""
             driver.stdin.write(text)
             driver.stdin.flush()
-            while not (said := driver.stdout.readline()).strip().isdigit():  # the lines of the run itself
+            while not (said := driver.stdout.readline()).strip().lstrip("-").isdigit():  # the lines of the run itself
                 assert said
             return int(said)
+
+        def start_afresh():
+            for folder in ("set", "films_32px"):
+                shutil.rmtree(site.out / folder)
 
         tell(line)
         began = time.perf_counter()
         assert tell("\n") == 0
         whole = time.perf_counter() - began
-        expected, kills = bytes_of(site.out / "set"), 0
-        assert source == "images" or expected == undisturbed
-        shutil.rmtree(site.out / "set")
-        while kills < (20 if request.config.getoption("--all") else 3):
+        expected, stops = bytes_of(site.out / "set"), 0
+        for name in ("images.npy", "labels.csv"):
+            assert expected[name] == undisturbed[name]
+        start_afresh()
+        while stops < (20 if thorough else 4):
             child = tell(line)
-            time.sleep(draw.uniform(0, 0.7 * whole))
-            os.kill(child, signal.SIGKILL)
-            if status := tell("\n"):
-                assert status == signal.SIGKILL
-                kills += 1
+            time.sleep(random_moment.uniform(0, 0.8 * whole))
+            os.kill(child, random_moment.choice((signal.SIGKILL, signal.SIGINT)))
+            if tell("\n"):
+                stops += 1
             else:  # it had ended before
                 assert bytes_of(site.out / "set") == expected
-                shutil.rmtree(site.out / "set")
+                start_afresh()
         tell(line)
         assert tell("\n") == 0
         assert bytes_of(site.out / "set") == expected
-        assert [path.name for path in site.out.iterdir() if path.name != "undisturbed"] == ["set"]
+        assert {path.name for path in site.out.iterdir()} == {"undisturbed", "set", "films_32px"}
+        assert {path.name for path in (site.out / "films_32px").iterdir()} == {"lock", *site.small}
         driver.stdin.close()
