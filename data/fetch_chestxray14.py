@@ -34,7 +34,7 @@ MIRROR = "https://huggingface.co/datasets/alkzar90/NIH-Chest-X-ray-dataset/resol
 BY_HAND = "https://nihcc.app.box.com/v/ChestXray-NIHCC"  # the official archives, label table and lists
 ARCHIVES = range(1, 13)  # their numbers
 
-THREADS = 12  # of a download: each film costs a request, and they share its latency
+THREADS = 24  # of a download: each film costs a request, and they share its latency
 MAX_MEMBER = 1 << 24  # bytes of a film in an archive; a film of 1024 x 1024 px has at most about 4 MB
 TRIES = 6  # times that a failed request or a dropped connection is tried again
 WAIT = 1.0  # s before such a try, twice as long before each further one
@@ -96,12 +96,12 @@ def find_pngs(folder):
 
 
 def is_whole(path):
-    """Whether a PNG file is whole by its checksums, at which decoding does not look."""
+    """Whether there is a PNG file that is whole by its checksums, at which decoding does not look."""
     try:
         with Image.open(path) as film:
             film.verify()
         return True
-    except Exception:  # a broken file may raise anything: SyntaxError, zlib.error, struct.error, ...
+    except Exception:  # no file, or a broken one, which may raise SyntaxError, zlib.error, struct.error, ...
         return False
 
 

@@ -255,15 +255,16 @@ class Intake:
         with TemporaryDirectory(prefix=UNFINISHED, dir=self.folder) as aside:
             try:
                 for name, file in source.read(self.wants):
-                    self.reduce(name, file, Path(aside))
-                    if not source.checked_last:
-                        self.move_in(Path(aside))
+                    film = self.reduce(name, file, Path(aside) / name)
+                    if film and not source.checked_last:
+                        self.move_in(film)
             except fetch.UNREADABLE as error:
                 return f"{source.name}: {error}"
-            self.move_in(Path(aside))
+            for film in Path(aside).iterdir():
+                self.move_in(film)
 
-    def reduce(self, name, file, aside):
-        """Write a reduced film into the folder `aside`, or note why that cannot be."""
+    def reduce(self, name, file, path):
+        """Write a reduced film to `path` and return that, or note why it cannot be and return None."""
         try:
             if file is None:
                 raise OSError("damaged")
@@ -273,40 +274,24 @@ class Intake:
         except ValueError:
             return self.small.add(name)
         try:
-            # Half the size would take 1.5 ms more at 256 px. No fsync: `stack` verifies the checksums.
-            film.save(aside / name, "PNG", compress_level=0)
+            # Half the size would take 1.5 ms more at 256 px. No fsync: checksums show what a power cut damages.
+            film.save(path, "PNG", compress_level=0)
         except OSError as error:  # a full disk is no fault of the archive
-            raise InputError(
-                f"{self.folder}: {error.strerror}: make room, or choose another place with --out"
-            ) from None
+            raise InputError(f"{self.folder}: {error.strerror}: make room, or choose another --out") from None
         self.bar.update()
+        return path
 
-    def move_in(self, aside):
-        """Move the films of the folder `aside` to their place."""
-        for film in aside.iterdir():
-            film.replace(self.folder / film.name)
-            self.needed.discard(film.name)
+    def move_in(self, film):
+        """Move the file of a film to its place."""
+        film.replace(self.folder / film.name)
+        self.needed.discard(film.name)
 
 
 def stack(folder, names, size, file):
-    """The films in `folder` as an array, uint8 (N, size, size). It lies in `file`: all films of 256 px are 7.3 GB.
-
-    Raises InputError where a film is damaged, by a power cut say; it is deleted, so that it is taken in again.
-    """
+    """The films in `folder` as an array, uint8 (N, size, size). It lies in `file`: all films of 256 px are 7.3 GB."""
     images = np.memmap(file, np.uint8, "w+", shape=(len(names), size, size))
-
-    def read(row):
-        path = folder / names[row]
-        if fetch.is_whole(path):
-            images[row] = reduce_film(path, size)  # which only decodes a film of that size
-            return None
-        path.unlink()
-        return names[row]
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        damaged = [name for name in pool.map(read, range(len(names))) if name]
-    if damaged:
-        raise InputError(f"{folder}: {some(damaged)} damaged and now deleted: the same command gets them again")
+    for row, name in enumerate(names):
+        images[row] = reduce_film(folder / name, size)  # which only decodes a film of that size
     return images
 
 
@@ -376,8 +361,7 @@ def prepare(options):
     check_options(options, folder, reduced)
     with TemporaryDirectory() as fetched:
         table, source = choose_films(options, fetched)
-    there = set(os.listdir(reduced)) if reduced.is_dir() else set()
-    needed = [name for name in table["Image Index"] if name not in there]
+    needed = [name for name in table["Image Index"] if not fetch.is_whole(reduced / name)]
     threads = fetch.THREADS if options.download else os.cpu_count()
     if options.images:
         sources = fetch.png_sources(options.images, needed, options.skip_bad, threads)
