@@ -1,0 +1,220 @@
+"""Prediction files: what can be read without doubt is read, all else is one line."""
+
+import codecs
+import gzip
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from dataset import FINDINGS
+from support.files import InputError
+from support.predictions import read_predictions, write_predictions
+
+FILMS = [f"0000000{k}_00{k % 2}.png" for k in range(6)]
+VALUES = np.random.default_rng(0).random((len(FILMS), len(FINDINGS)))
+THOROUGH = hypothesis_settings(max_examples=80, deadline=None)
+
+
+@pytest.fixture(scope="module")
+def at(tmp_path_factory):
+    """Where the file of a test lies."""
+    return tmp_path_factory.mktemp("predictions") / "model.csv"
+
+
+def frame(values=VALUES):
+    columns = {f"prob_{finding}": values[:, k] for k, finding in enumerate(FINDINGS)}
+    return pd.DataFrame({"Image Index": FILMS} | columns)
+
+
+def read(at, content):
+    """The probabilities in a file with that content: text, bytes or a frame."""
+    if isinstance(content, pd.DataFrame):
+        content = content.to_csv(index=False)
+    at.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_predictions(at, FILMS, FINDINGS)[0]
+
+
+def refusal(at, content):
+    """The line that refuses such a file; it names the file."""
+    with pytest.raises(InputError) as error:
+        read(at, content)
+    line = str(error.value)
+    assert line.startswith(f"{at}: ") and "\n" not in line
+    return line
+
+
+def test_what_is_written_is_read_bit_for_bit(at):
+    values = VALUES.copy()
+    values[0, :4] = 5e-324, 1 / 3, 1 - 2**-53, 1e300
+    write_predictions(at, FILMS, FINDINGS, values)
+    first, remarks = read_predictions(at, FILMS, FINDINGS)
+    assert np.array_equal(first, values) and not remarks
+
+
+@st.composite
+def forms(draw):
+    """The bytes of a file that says what `frame()` says, in one of the forms that people have."""
+    separator = draw(st.sampled_from(",;\t"))
+    point = "," if separator != "," and draw(st.booleans()) else "."
+    folder, ending = (
+        draw(st.sampled_from(["", "images/", "a\\B c\\"])),
+        draw(st.sampled_from([".png", ".JPG", "", ".nii.gz"])),
+    )
+    case = draw(st.sampled_from([str, str.upper, str.lower]))
+    columns = [("Image Index", FILMS), *((f"prob_{f}", VALUES[:, k]) for k, f in enumerate(FINDINGS))]
+    names = draw(st.sampled_from([lambda n: n, lambda n: n.removeprefix("prob_"), lambda n: n.replace("_", " ")]))
+    columns = [*draw(st.permutations(columns)), ("Finding Labels", ["a|b"] * len(FILMS))]
+    lines = [separator.join(case(names(name)) for name, _ in columns)]
+    for row in draw(st.permutations(range(len(FILMS)))):
+        cells = []
+        for name, values in columns:
+            value = values[row]
+            film = folder + case(str(value).removesuffix(".png")) + ending
+            cells.append(
+                film
+                if name == "Image Index"
+                else repr(float(value)).replace(".", point)
+                if name[:5] == "prob_"
+                else value
+            )
+        lines.append(separator.join(cells))
+    text = draw(st.sampled_from(["\n", "\r\n"])).join(lines) + draw(st.sampled_from(["", "\n", "\n\n"]))
+    marks = {"utf-8": b"", "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
+    encoding = draw(st.sampled_from([*marks]))
+    content = marks[encoding] * draw(st.booleans()) + text.encode(encoding)
+    return gzip.compress(content) if draw(st.booleans()) else content
+
+
+@THOROUGH
+@given(forms())
+def test_every_form_without_doubt_reads_as_the_same_numbers(at, content):
+    assert np.array_equal(read(at, content), VALUES)
+
+
+WHOLE = frame(VALUES.round(2)).to_csv(index=False).encode()
+
+
+@st.composite
+def spoiled(draw):
+    """A good file with a few stretches replaced by other bytes."""
+    content = WHOLE
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(content)))
+        pieces = st.sampled_from(
+            [b"", b",", b";", b"\t", b'"', b"\n", b"\0", b"nan", b"inf", b"1e999", b"\xff\xfe", b"prob_"]
+        )
+        content = content[:start] + draw(pieces | st.binary(max_size=8)) + content[start + draw(st.integers(0, 40)) :]
+    return content
+
+
+@THOROUGH
+@given(spoiled() | st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+@example(b"")
+@example(b"\n\n")
+@example(b"\x1f\x8b")
+@example(b"\xff\xfe")
+@example(b"Image Index,prob_Mass\n")
+@example(b"Image Index,Image Index,prob_Mass,prob_Mass\n")
+@example(b"sep=;\nImage Index;prob_Mass\n")
+def test_any_bytes_give_numbers_or_one_line(at, content):
+    try:
+        values = read(at, content)
+    except InputError as error:
+        assert str(error).startswith(f"{at}: ")
+    else:
+        known = ~np.isnan(values)
+        assert np.isfinite(values[known]).all() and (known.all(axis=0) == known.any(axis=0)).all() and known.any()
+
+
+@pytest.mark.parametrize("nothing", ["", "NaN", "n/a", "NA", " nan "])
+def test_findings_without_a_number_are_nan_and_told(at, nothing):
+    text = frame().drop(columns=["prob_Mass", "prob_Hernia"]).assign(prob_Edema=nothing, prob_Fracture=0.5)
+    text.to_csv(at, index=False)
+    values, (line,) = read_predictions(at, FILMS, FINDINGS)
+    missing = [finding in ("Mass", "Edema", "Hernia") for finding in FINDINGS]
+    assert (np.isnan(values) == missing).all() and np.array_equal(
+        values[:, ~np.array(missing)], VALUES[:, ~np.array(missing)]
+    )
+    assert "no numbers for Mass, Edema, Hernia; columns that are not read: 'prob_Fracture'" in line
+
+
+def test_a_gap_in_a_finding_is_named_with_its_film(at):
+    table = frame()
+    table.loc[3, "prob_Edema"] = math.nan
+    assert f"film {FILMS[3]} has no number for Edema" in refusal(at, table)
+
+
+@pytest.mark.parametrize("text", ["inf", "-Infinity", "1e999", "high", "0.5.1", "1,234.5", "1_0", "0x1", "87 %"])
+def test_what_is_no_finite_number_is_named_with_its_film(at, text):
+    table = frame().astype(str)
+    table.loc[2, "prob_Mass"] = text
+    assert f"film {FILMS[2]}, Mass: {text!r} is not a finite number" in refusal(at, table)
+
+
+def test_two_rows_for_one_film_must_be_equal(at):
+    again = frame()[1:2].assign(**{"Image Index": "images/" + FILMS[1].replace("png", "jpg")})
+    assert np.array_equal(read(at, pd.concat([frame(), again])), VALUES)
+    line = refusal(at, pd.concat([frame(), again.assign(prob_Mass=0.5)]))
+    assert f"film {FILMS[1]} is there more than once, with different numbers" in line
+    others = [again.assign(prob_Mass=value, **{"Image Index": "other.png"}) for value in (0.5, 0.6, "no number")]
+    pd.concat([frame(), *others]).to_csv(at, index=False)  # films that are not asked for do no harm
+    assert read_predictions(at, FILMS, FINDINGS)[1] == [f"{at}: 1 films that are not in the test split are ignored"]
+
+
+def test_films_that_differ_only_in_folder_or_extension_match_by_their_whole_names(at):
+    films = ["a/1.png", "b/1.png", "b/2.png"]
+    write_predictions(at, films, FINDINGS, VALUES[:3])
+    assert np.array_equal(read_predictions(at, films[::-1], FINDINGS)[0], VALUES[2::-1])
+
+
+def test_missing_films_are_counted_and_what_is_there_is_shown(at):
+    assert f"2 test films are missing, {FILMS[0]} among them; the first film there is {FILMS[2]!r}" in refusal(
+        at, frame()[2:]
+    )
+    assert "6 test films are missing" in refusal(at, frame()[:0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            "Image Index",
+            "Image",
+            "no column 'Image Index' (nearest: 'Image'); its columns: 'Image', 'prob_Atelectasis'",
+        ),
+        ("Image Index", "x", "no column 'Image Index'; its columns: 'x', "),
+        ("prob_Pneumonia", "prob_Pnuemonia", "no column 'prob_Pneumonia'; is 'prob_Pnuemonia' meant? Its columns: "),
+        ("prob_Mass", "PROB EDEMA", "columns 'PROB EDEMA' and 'prob_Edema' mean the same"),
+        ("prob_Mass", "prob_Edema", "columns 'prob_Edema' and 'prob_Edema.1' mean the same"),
+    ],
+)
+def test_columns_in_doubt_are_named_with_the_nearest(at, old, new, problem):
+    assert problem in refusal(at, frame().to_csv(index=False).replace(old, new, 1))
+
+
+def test_a_column_with_prob_goes_before_one_of_labels(at):
+    assert np.array_equal(read(at, frame().assign(Mass=1, edema=0)), VALUES)
+
+
+def test_a_model_of_other_things_is_refused(at):
+    line = refusal(at, frame()[["Image Index"]].assign(prob_Fracture=0.5))
+    assert "no column of a finding, such as 'prob_Atelectasis'; its columns: 'Image Index', 'prob_Fracture'" in line
+    assert "no number for any finding" in refusal(at, frame()[["Image Index"]].assign(prob_Mass="n/a"))
+
+
+def test_decimal_commas_between_commas_are_refused_not_cut(at):
+    lines = ["Image Index,prob_Mass", *(f"{film},0,{k}" for k, film in enumerate(FILMS))]
+    assert "its lines have more columns than its header" in refusal(at, "\n".join(lines))
+    for k, quote in itertools.product((0, 3), ('"', "")):  # in some lines only
+        rows = [f"{film},{quote}0,5{quote}" if row == k else f"{film},0.5" for row, film in enumerate(FILMS)]
+        text = "\n".join(["Image Index,prob_Mass", *rows])
+        if quote:
+            assert (read(at, text)[:, FINDINGS.index("Mass")] == 0.5).all()
+        else:
+            refusal(at, text)
