@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import textwrap
-from itertools import cycle
+from itertools import compress, cycle
 from pathlib import Path
 
 import numpy as np
@@ -197,16 +197,20 @@ def draw_training(path, rows):
 
 
 def draw_roc(path, labels, probabilities, findings):
-    """ROC curves, one panel per finding; labels (N, findings) of 0 and 1, probabilities {model: (N, findings)}."""
+    """ROC curves, one panel per finding; labels (N, findings) of 0 and 1, probabilities {model: (N, findings)}.
+
+    A model has no curve for a finding where its probabilities are NaN.
+    """
     figure, panels = _panels(len(findings), 5, 2.1, 2.2)
     styles = [style | {"marker": ""} for style, _ in zip(cycle(STYLES), probabilities, strict=False)]
     for k, axes in enumerate(panels):
         axes.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.set_title(findings[k].replace("_", " "), fontsize=10)
-        if labels[:, k].min() == labels[:, k].max():
+        known = [not np.isnan(scores[:, k]).any() for scores in probabilities.values()]
+        if labels[:, k].min() == labels[:, k].max() or not any(known):
             add_text(axes, 0.5, 0.5, "n/a", ha="center")
             continue
-        for scores, style in zip(probabilities.values(), styles, strict=True):
+        for scores, style in compress(zip(probabilities.values(), styles, strict=True), known):
             false, true, _ = roc_curve(labels[:, k], scores[:, k])
             axes.plot(false, true, label=f"{auc(false, true):.3f}", **style)
         axes.legend(loc="lower right", fontsize=SMALL, handlelength=2.4, labelspacing=0.1, borderpad=0.2)

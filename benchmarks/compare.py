@@ -22,6 +22,7 @@ from scipy.stats import ttest_ind
 
 import visualize
 from genotypes import random_genotype, save_genotype
+from scores import AVERAGE, COSTS, read_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ("first_order", "second_order", "second_order_exact", "random", "chexnet")
@@ -73,12 +74,12 @@ def collect(folders):
     """A data frame with a row per trained network: seed, name, row of the table, test AUC, costs, search minutes."""
     trained = []
     for folder in folders:
-        table = pd.read_csv(folder / "results" / "auc.csv", index_col="finding")
+        averages = read_scores(folder / "results" / "auc.csv").xs(AVERAGE, level="finding")
         minutes = search_minutes(folder)
-        for name in table.columns[table.loc["Parameters (M)"].notna()]:
+        for name, scores in averages.iterrows():
             row = "random" if name.startswith("random_") else name
-            costs = table.loc[["Parameters (M)", "Multiply-adds (G)"], name].to_dict()
-            auc = {"auc": table.loc["Average", name], "search (min)": minutes.get(row)}
+            costs = dict(zip(("Parameters (M)", "Multiply-adds (G)"), scores[COSTS], strict=True))
+            auc = {"auc": scores["auc"], "search (min)": minutes.get(row)}
             trained.append({"seed": folder.name.removeprefix("seed_"), "name": name, "row": row} | auc | costs)
     return pd.DataFrame(trained)
 

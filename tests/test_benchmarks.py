@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import compare, hypergradient, speed
+from scores import AVERAGE, COSTS, read_scores
 from support import settings
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
@@ -67,9 +68,10 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_s
     trained = pd.read_csv(tmp_path / "compare.csv", index_col="name")
     names = ["first_order", "second_order", "second_order_exact", "random_0", "random_1", "chexnet"]
     assert sorted(trained.index) == sorted(names)
-    table = pd.read_csv(tmp_path / "seed_3" / "results" / "auc.csv", index_col="finding")
+    scores = read_scores(tmp_path / "seed_3" / "results" / "auc.csv")
     for name in names:
-        assert trained.loc[name, "auc"] == table.loc["Average", name]
+        columns = ["auc", "Parameters (M)", "Multiply-adds (G)"]
+        assert trained.loc[name, columns].tolist() == scores.loc[(name, AVERAGE), ["auc", *COSTS]].tolist()
     mean, deviation = trained["auc"][["random_0", "random_1"]].agg(["mean", "std"])
     assert f"| random | 2 | {mean:.3f} ± {deviation:.3f} | – |" in (tmp_path / "compare.md").read_text()
     assert "**Average AUC on the test split of small: 32 films, " in (tmp_path / "compare.md").read_text()

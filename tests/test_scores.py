@@ -1,13 +1,30 @@
 """AUC, and the table's intervals: the bootstrap of patients against scikit-learn, and what has no interval."""
 
 import math
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from dataset import FINDINGS
-from scores import auc_per_finding, auc_table, draw_patients, format_table, mean_auc, weighted_auc
+from scores import (
+    AVERAGE,
+    COSTS,
+    auc_per_finding,
+    auc_table,
+    draw_patients,
+    format_table,
+    mean_auc,
+    read_scores,
+    weighted_auc,
+    write_scores,
+)
+from support.files import InputError
 
 FILMS, RESAMPLES = 200, 200
 
@@ -65,21 +82,21 @@ def test_intervals_are_percentiles_and_differences_are_taken_within_a_resample()
     assert averaged == list(FINDINGS) and not any(left_out.values())
     weights = draw_patients(patients, RESAMPLES, seed=3)
     each = {
-        name: np.array(
-            [[roc_auc_score(labels[:, k], p[:, k], sample_weight=w) for k in range(len(FINDINGS))] for w in weights]
-        )
+        name: np.stack([weighted_auc(*pair, weights) for pair in zip(labels.T == 1, p.T, strict=True)], axis=1)
         for name, p in scores.items()
     }
-    each["a_minus_chexnet"] = each["a"] - each["chexnet"]
-    for name, resampled in each.items():
+    expected = [("a", "low", "high", each["a"]), ("chexnet", "low", "high", each["chexnet"])]
+    expected.append(("a", "difference_low", "difference_high", each["a"] - each["chexnet"]))
+    for name, low, high, resampled in expected:
         resampled = np.column_stack([resampled, resampled.mean(axis=1)])
-        for end, percent in (("low", 2.5), ("high", 97.5)):
-            assert np.allclose(table[f"{name}_{end}"], np.percentile(resampled, percent, axis=0), rtol=0, atol=1e-12)
-    table.loc["Parameters (M)", "chexnet"], table.loc["Multiply-adds (G)", "chexnet"] = 7.0, 2.0
+        for column, percent in ((low, 2.5), (high, 97.5)):
+            limit = np.percentile(resampled, percent, axis=0)
+            assert np.allclose(table.loc[name, column], limit, rtol=0, atol=1e-12)
+    assert table.loc["chexnet"].filter(like="difference").isna().all(axis=None)
     positives = dict.fromkeys(FINDINGS, 40)
-    assert "fewer than" not in format_table(table, [*scores], positives, averaged, left_out, "", 200, 10)
-    narrow = table["a_minus_chexnet_high"] - table["a_minus_chexnet_low"]
-    assert narrow["Average"] < narrow[list(FINDINGS)].min()
+    assert "fewer than" not in format_table(table, positives, averaged, left_out, "", 200, 10)
+    narrow = table.loc["a", "difference_high"] - table.loc["a", "difference_low"]
+    assert narrow[AVERAGE] < narrow[list(FINDINGS)].min()
 
 
 def test_rare_findings_have_no_interval_and_leave_the_average():
@@ -88,18 +105,113 @@ def test_rare_findings_have_no_interval_and_leave_the_average():
         labels[:, k] = 0
         labels[np.unique(patients, return_index=True)[1][:number], k] = 1
     table, averaged, left_out = auc_table(labels, patients, scores, 0, RESAMPLES, 10)
-    assert math.isnan(table.loc[FINDINGS[0], "a"]) and not math.isnan(table.loc[FINDINGS[1], "a"])
-    assert table["a_low"].isna().tolist()[:5] == [True, True, True, True, False]
+    assert math.isnan(table.loc[("a", FINDINGS[0]), "auc"]) and not math.isnan(table.loc[("a", FINDINGS[1]), "auc"])
+    assert table.loc["a", "low"].isna().tolist()[:5] == [True, True, True, True, False]
     at_six = auc_table(labels, patients, scores, 0, RESAMPLES, 6)[0]
-    assert at_six["a_low"].isna().tolist()[:5] == [True, True, True, False, False]
+    assert at_six.loc["a", "low"].isna().tolist()[:5] == [True, True, True, False, False]
     assert averaged == list(FINDINGS[2:]) and left_out[FINDINGS[0]] == RESAMPLES
     # A patient who is one of n is missing from a resample with a probability of (1 - 1/n)^n, about 1/e.
     assert 0.25 < left_out[FINDINGS[1]] / RESAMPLES < 0.5 and left_out[FINDINGS[2]] <= 0.01 * RESAMPLES
-    assert table.loc["Average", "a"] == pytest.approx(table.loc[averaged, "a"].mean())
+    assert table.loc[("a", AVERAGE), "auc"] == pytest.approx(table.loc["a", "auc"][averaged].mean())
+    assert table.loc["a", "averaged"].tolist() == [0, 0, *[1] * 12, 12]
 
-    table.loc["Parameters (M)", "a"], table.loc["Multiply-adds (G)", "a"] = 7.0, 2.0
+    table.loc[("a", AVERAGE), COSTS] = 7.0, 2.0
     positives = dict(zip(FINDINGS, labels.sum(axis=0).astype(int), strict=True))
-    text = format_table(table, [*scores], positives, averaged, left_out, "title", RESAMPLES, 10)
+    text = format_table(table, positives, averaged, left_out, "title", RESAMPLES, 10)
     assert f"| {FINDINGS[0]} | 0 | n/a | n/a |" in text and f"{FINDINGS[1]} {left_out[FINDINGS[1]]}" in text
     assert text.count("\\* |") == 6 and "fewer than 10 patients" in text and "Average of 12" in text
     assert "| Parameters (M) |  | 7.00 | – |" in text and "| Multiply-adds (G) |  | 2.000 | – |" in text
+
+
+# --- Names, and models that do not know every finding
+
+NAMES = [
+    "chexnet_high",
+    "chexnet_low",
+    "a_minus_chexnet",
+    "Average",
+    "finding",
+    "a|b",
+    "<script>",
+    "ä β ",
+    "NA",
+    "7",
+    '"',
+    "x\ny",
+]
+
+
+@hypothesis_settings(max_examples=12, deadline=None)
+@given(st.sampled_from(NAMES) | st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1))
+def test_no_name_changes_another_network_and_every_name_comes_back(tmp_path_factory, name):
+    labels, patients, scores = films()
+    labels, patients, scores = labels[:60], patients[:60], {network: p[:60] for network, p in scores.items()}
+    alone = auc_table(labels, patients, scores, 0, 20, 1)[0]
+    both = auc_table(labels, patients, scores | {name: scores.get(name, 1 - scores["a"])}, 0, 20, 1)[0]
+    pd.testing.assert_frame_equal(both.loc[[*scores]], alone, check_exact=True)
+    path = tmp_path_factory.getbasetemp() / "auc.csv"
+    write_scores(path, both)
+    pd.testing.assert_frame_equal(read_scores(path), both, check_exact=True)
+
+
+def test_other_tables_are_refused_in_one_line(tmp_path):
+    for text in ("", "finding,chexnet\nMass,0.5\n", "network,finding,auc\na,Mass,high\n"):
+        (tmp_path / "auc.csv").write_text(text)
+        with pytest.raises(InputError, match=r"auc\.csv: not a table"):
+            read_scores(tmp_path / "auc.csv")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_breaks_no_line_of_the_markdown_table(name):
+    labels, patients, scores = films()
+    table, *rest = auc_table(labels, patients, {**scores, name: scores["a"]}, 0, 20, 1)
+    text = format_table(table, dict.fromkeys(FINDINGS, 40), *rest, "title", 20, 1)
+    header, *lines = [line for line in text.splitlines() if line.startswith("|")]
+    bars = [len(re.findall(r"(?<!\\)\|", line)) for line in (header, *lines)]
+    assert set(bars) == {6} and "<" not in header.replace("\\<", "") and "fewer than" not in text
+    assert "a\\|b" in header or name != "a|b"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_that_knows_some_findings_is_averaged_and_compared_over_these():
+    labels, patients, scores = films()
+    known = [1, 4, 9]
+    some = np.full_like(scores["a"], np.nan)
+    some[:, known] = scores["a"][:, known]
+    table, averaged, left_out = auc_table(labels, patients, {**scores, "some": some}, 0, RESAMPLES, 10)
+    for finding in (FINDINGS[k] for k in known):
+        assert table.loc[("some", finding)].equals(table.loc[("a", finding)])
+    own, full = table.loc["some"], table.loc["a"]
+    assert own["auc"].notna().tolist() == [k in known for k in range(len(FINDINGS))] + [True]
+    mean = full["auc"].iloc[known].mean()
+    assert own.loc[AVERAGE, "auc"] == pytest.approx(mean) and own.loc[AVERAGE, "averaged"] == 3
+    assert own.loc[AVERAGE, "difference"] == pytest.approx(mean - table.loc["chexnet", "auc"].iloc[known].mean())
+
+    weights = draw_patients(patients, RESAMPLES, 0)
+    gaps = [
+        weighted_auc(labels[:, k] == 1, scores["a"][:, k], weights)
+        - weighted_auc(labels[:, k] == 1, scores["chexnet"][:, k], weights)
+        for k in known
+    ]
+    limits = np.percentile(np.mean(gaps, axis=0), [2.5, 97.5])
+    assert np.allclose(
+        own.loc[AVERAGE, ["difference_low", "difference_high"]].astype(float), limits, rtol=0, atol=1e-12
+    )
+
+    text = format_table(table, dict.fromkeys(FINDINGS, 40), averaged, left_out, "title", RESAMPLES, 10)
+    assert f"{own.loc[AVERAGE, 'high']:.3f}] (of 3) |" in text and "| n/a |\n" in text
+    assert (
+        f"some: the average, and any difference, is over what it knows: {', '.join(FINDINGS[k] for k in known)}."
+        in text
+    )
+    nothing = auc_table(labels, patients, {**scores, "none": np.full_like(some, np.nan)}, 0, 20, 10)[0]
+    assert nothing.loc["none", ["auc", "difference"]].isna().all(axis=None)
+
+
+def test_without_chexnet_there_is_no_difference():
+    labels, patients, scores = films()
+    table, averaged, left_out = auc_table(labels, patients, {"a": scores["a"]}, 0, 20, 10)
+    text = format_table(table, dict.fromkeys(FINDINGS, 40), averaged, left_out, "title", 20, 10)
+    assert table["difference"].isna().all() and "Average − CheXNet" not in text
+    assert "No difference to CheXNet, which is not here: 'python chexnet.py' trains it." in text
+    assert "Parameters" not in text and "Multiply-adds" not in text

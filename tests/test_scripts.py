@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 import chexnet
 import model_eval
@@ -19,7 +17,7 @@ import search_train
 import test as table_script
 import utils
 import val_train
-from dataset import FINDINGS, Films, load_set, write_set
+from dataset import Films, load_set, write_set
 from genotypes import PUBLISHED, diagnostics, load_genotype, save_genotype
 from model_search import Network
 from support import settings
@@ -102,6 +100,14 @@ def test_weights_files_are_plain_and_complete(whole, small_set, name):
 def test_the_searched_cell_is_the_trained_one(whole):
     saved = torch.load(whole / "weights" / "second_order_net.pth", weights_only=True)
     assert saved["settings"]["genotype"] == (whole / "search_second_order" / "genotype.txt").read_text().strip()
+
+
+def test_every_stage_draws_its_pictures(whole):
+    drawn = {path.name for path in (whole / "search_second_order").glob("*.[pg][ni][gf]")}
+    assert drawn == {"cells.png", "cells.gif", "alphas.png", "search.png"}
+    assert all((whole / "weights" / name / "training.png").exists() for name in ("first_order", "chexnet"))
+    drawn = {path.name for path in (whole / "results").glob("*.png")}
+    assert drawn == {"roc.png", "auc.png", "films.png", "activation_first_order.png", "activation_chexnet.png"}
 
 
 def test_the_genotype_is_that_of_the_best_epoch_not_of_the_last(small_set, tmp_path, monkeypatch):
@@ -417,165 +423,6 @@ def test_a_genotype_is_trained_as_it_stands_in_a_text_or_in_a_log(small_set, tmp
     for given in (tmp_path, text[:-9], "x" * 5000, "a\0b", "a\nb", text.replace("my_cell", "../x")):
         assert "genotype" in one_line(run, val_train, small_set, tmp_path, "--genotype", given).lower()
     assert files(tmp_path) == before
-
-
-def test_test_py_wants_the_selected_order_and_the_baseline(copy, small_set, one_line):
-    (copy / "weights" / "second_order_net.pth").unlink()
-    run(table_script, small_set, copy)
-    line = one_line(run, table_script, small_set, copy, "--second-order")
-    assert "run 'python val_train.py --second-order' first" in line
-    (copy / "weights" / "chexnet_net.pth").unlink()
-    assert "run 'python chexnet.py' first" in one_line(run, table_script, small_set, copy)
-
-
-# --- The table
-
-
-def test_every_stage_draws_its_pictures(whole):
-    drawn = {path.name for path in (whole / "search_second_order").glob("*.[pg][ni][gf]")}
-    assert drawn == {"cells.png", "cells.gif", "alphas.png", "search.png"}
-    assert all((whole / "weights" / name / "training.png").exists() for name in ("first_order", "chexnet"))
-    drawn = {path.name for path in (whole / "results").glob("*.png")}
-    assert drawn == {"roc.png", "auc.png", "films.png", "activation_first_order.png", "activation_chexnet.png"}
-
-
-def test_the_table_agrees_with_scikit_learn_on_the_written_predictions(whole, small_set):
-    table = pd.read_csv(whole / "results" / "auc.csv", index_col="finding")
-    names = ["first_order", "random_5", "second_order", "chexnet"]
-    scores = [*names, *(f"{name}_minus_chexnet" for name in names[:-1])]
-    assert list(table.columns) == [f"{score}{end}" for score in scores for end in ("", "_low", "_high")]
-    data = load_set(small_set / "small")
-    labels = data.labels[data.rows("test")]
-    for name in names:
-        predictions = pd.read_csv(whole / "results" / f"predictions_{name}.csv")
-        assert list(predictions["Image Index"]) == list(data.table["Image Index"].iloc[data.rows("test")])
-        scores = predictions[[f"prob_{finding}" for finding in FINDINGS]].to_numpy()
-        expected = [roc_auc_score(labels[:, k], scores[:, k]) for k in range(len(FINDINGS))]
-        assert np.allclose(table.loc[list(FINDINGS), name], expected, rtol=0, atol=1e-12)
-        assert table.loc["Average", name] == pytest.approx(np.mean(expected))
-        if name != "chexnet":
-            gaps = (table[name] - table["chexnet"])[[*FINDINGS, "Average"]]
-            assert np.allclose(table[f"{name}_minus_chexnet"][gaps.index], gaps, rtol=0, atol=1e-12)
-    saved = torch.load(whole / "weights" / "chexnet_net.pth", weights_only=True)
-    assert table.loc["Parameters (M)", "chexnet"] == pytest.approx(6.968206) and saved["epoch"] == 1
-    markdown = (whole / "results" / "auc.md").read_text()
-    assert (
-        " 6.97 |\n" in markdown
-        and "Average of 14" in markdown
-        and "not for clinical use" in markdown
-        and "32 films" in markdown
-    )
-
-
-def test_the_option_decides_who_has_too_few_patients_for_an_interval(copy, small_set):
-    run(table_script, small_set, copy, "--min-patients", 99)
-    table = pd.read_csv(copy / "results" / "auc.csv", index_col="finding")
-    assert "fewer than 99 patients" in (copy / "results" / "auc.md").read_text()
-    assert table.loc[list(FINDINGS), "chexnet_low"].isna().all()
-
-
-def test_written_predictions_come_back_exactly(copy, small_set):
-    for name in ("chexnet", "random_5"):
-        path = copy / "results" / f"predictions_{name}.csv"
-        path.rename(copy / f"{name}.csv")
-    run(
-        table_script,
-        small_set,
-        copy,
-        "--predictions",
-        f"A={copy}/chexnet.csv",
-        "--predictions",
-        f"B={copy}/random_5.csv",
-    )
-    table = pd.read_csv(copy / "results" / "auc.csv", index_col="finding")
-    rows = [*FINDINGS, "Average"]
-    assert (table.loc[rows, "A"] == table.loc[rows, "chexnet"]).all() and (
-        table["A_minus_chexnet_high"].dropna() == 0
-    ).all()
-    assert (table.loc[rows, "B"] == table.loc[rows, "random_5"]).all() and np.isnan(table.loc["Parameters (M)", "B"])
-    assert (
-        table.loc["Average", ["B_low", "B_high"]].values == table.loc["Average", ["random_5_low", "random_5_high"]]
-    ).all()
-    assert " – | – |\n" in (copy / "results" / "auc.md").read_text()  # the costs of A and B
-
-
-def test_more_films_in_another_order_are_accepted_and_counted(copy, small_set, capsys):
-    path = copy / "results" / "predictions_chexnet.csv"
-    predictions = pd.read_csv(path)
-    more = predictions.assign(**{"Image Index": "other_" + predictions["Image Index"]})
-    pd.concat([more, predictions[::-1]]).to_csv(copy / "more.csv", index=False)
-    run(table_script, small_set, copy, "--predictions", f"More={copy}/more.csv")
-    assert "32 films that are not in the test split are ignored" in capsys.readouterr().out
-    table = pd.read_csv(copy / "results" / "auc.csv", index_col="finding")
-    assert (table.loc[list(FINDINGS), "More"] == table.loc[list(FINDINGS), "chexnet"]).all()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "problem"),
-    [
-        (lambda p: p.drop(columns="prob_Mass"), "no column 'prob_Mass'"),
-        (lambda p: p.drop(columns="Image Index"), "no column 'Image Index'"),
-        (lambda p: p.iloc[2:], "2 test films are missing"),
-        (lambda p: pd.concat([p, p.iloc[:1]]), "1 films are there more than once"),
-        (lambda p: p.assign(prob_Edema="high"), "prob_Edema: not a number (32 such values)"),
-        (lambda p: p.assign(prob_Edema=float("nan")), "prob_Edema: not a number"),
-        (lambda p: p.iloc[:0, :0], "cannot be read as CSV"),
-    ],
-)
-def test_bad_predictions_are_named(copy, small_set, one_line, spoil, problem):
-    predictions = pd.read_csv(copy / "results" / "predictions_chexnet.csv")
-    spoil(predictions).to_csv(copy / "bad.csv", index=False)
-    before = files(copy / "results")
-    line = one_line(run, table_script, small_set, copy, "--predictions", f"Bad={copy}/bad.csv")
-    assert f"{copy}/bad.csv: " in line and problem in line
-    assert files(copy / "results") == before
-
-
-@pytest.mark.parametrize("option", ["Name", "Name=", "=x.csv", "chexnet=x.csv", "Name=no/such/file.csv"])
-def test_bad_prediction_options_are_one_line(whole, small_set, one_line, option):
-    one_line(run, table_script, small_set, whole, "--predictions", option)
-
-
-def test_weights_of_another_set_are_refused(copy, small_set, tmp_path_factory, one_line):
-    data = tmp_path_factory.mktemp("other")
-    table = small_table()
-    images = np.random.default_rng(9).integers(0, 256, (len(table), 64, 64), dtype=np.uint8)
-    write_set(data / "small", images, table, {})
-    assert "_net.pth: trained on another set" in one_line(run, table_script, data, copy)
-
-
-class Touch:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-def test_damaged_and_foreign_weights_are_refused(copy, small_set, one_line):
-    path = copy / "weights" / "random_5_net.pth"
-    whole_file = path.read_bytes()
-    for content in (b"", whole_file[: len(whole_file) // 2], b"no weights"):
-        path.write_bytes(content)
-        line = one_line(run, table_script, small_set, copy)
-        assert "random_5_net.pth: damaged, or not a weights file" in line and "weights_only" not in line
-    middle = len(whole_file) // 2
-    path.write_bytes(whole_file[:middle] + bytes([whole_file[middle] ^ 1]) + whole_file[middle + 1 :])
-    assert "random_5_net.pth: damaged" in one_line(run, table_script, small_set, copy)
-    torch.save({"weights": Touch(copy / "executed")}, path)
-    assert "random_5_net.pth: damaged, or not a weights file" in one_line(run, table_script, small_set, copy)
-    assert not (copy / "executed").exists()
-    saved = torch.load(copy / "weights" / "first_order_net.pth", weights_only=True)
-    saved["settings"]["c"] = 8
-    torch.save(saved, path)
-    assert "random_5_net.pth: damaged, or not a weights file" in one_line(run, table_script, small_set, copy)
-
-
-def test_multiply_adds_count_convolutions_and_linear_layers():
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(5 * 64, 7))
-    assert table_script.multiply_adds(network, 8) == 64 * 5 * 3 * 9 + 5 * 64 * 7
 
 
 # --- The repository
