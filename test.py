@@ -50,7 +50,7 @@ def load_network(path):
             raise ValueError("it does not say what it was trained on")
     except Exception as error:  # torch raises many kinds for a file that is not what it should be
         kind = type(error).__name__
-        raise InputError(f"{path}: damaged, or not a weights file of this project ({kind}); train it anew") from None
+        raise InputError(f"{path}: damaged, or not a weights file of this project ({kind}); train it again") from None
     return network, saved
 
 
