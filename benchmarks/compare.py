@@ -53,7 +53,7 @@ def run_seed(options, seed):
     found = exact / "search_second_order" / "genotype.txt"
     (cells / "second_order_exact.txt").write_bytes(found.read_bytes())
     for k in range(options.random):
-        save_genotype(cells / f"random_{k}.txt", random_genotype(1000 * seed + k))
+        save_genotype(cells / f"draw_{k}.txt", random_genotype(1000 * seed + k))
     for cell in sorted(cells.glob("*.txt")):
         run(options, "val_train.py", *here, "--genotype", cell, *train)
 
@@ -77,7 +77,7 @@ def collect(folders):
         averages = read_scores(folder / "results" / "auc.csv").xs(AVERAGE, level="finding")
         minutes = search_minutes(folder)
         for name, scores in averages.iterrows():
-            row = "random" if name.startswith("random_") else name
+            row = "random" if name.startswith("draw_") else name
             costs = dict(zip(("Parameters (M)", "Multiply-adds (G)"), scores[COSTS], strict=True))
             auc = {"auc": scores["auc"], "search (min)": minutes.get(row)}
             trained.append({"seed": folder.name.removeprefix("seed_"), "name": name, "row": row} | auc | costs)

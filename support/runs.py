@@ -206,7 +206,7 @@ class Run:
         """Lock the folder, move an old run aside if asked to, compare or write the settings; returns the checkpoint."""
         self.take_lock()
         made = self.product is not None and self.product.exists()
-        if fresh and (made or os.listdir(self.folder) != ["lock"]):
+        if fresh and (made or set(os.listdir(self.folder)) - {"lock"}):
             self.move_aside()
             self.lock.release(force=True)
             self.take_lock()
@@ -284,10 +284,12 @@ class Run:
         self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def where(self):
-        """What computes, for the log: "cpu, float32, 2 threads"."""
+        """What computes, for the log: "cpu, float32, 2 threads, 1 rank"."""
         here = self.environment
-        many = f", {here['ranks']} ranks" if here["ranks"] > 1 else ""
-        return f"{here['device']}, {here['type']}, {here['threads']} threads{many}"
+        threads = "1 thread" if here["threads"] == 1 else f"{here['threads']} threads"
+        return f"{here['device']}, {here['type']}, {threads}" + (
+            f", {here['ranks']} ranks" if here["ranks"] > 1 else ""
+        )
 
     # --- Under way
 

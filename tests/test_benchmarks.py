@@ -66,13 +66,13 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_s
     options += ["--search", networks, "--train", networks, "--chexnet", small]
     compare.main(options)
     trained = pd.read_csv(tmp_path / "compare.csv", index_col="name")
-    names = ["first_order", "second_order", "second_order_exact", "random_0", "random_1", "chexnet"]
+    names = ["first_order", "second_order", "second_order_exact", "draw_0", "draw_1", "chexnet"]
     assert sorted(trained.index) == sorted(names)
     scores = read_scores(tmp_path / "seed_3" / "results" / "auc.csv")
     for name in names:
         columns = ["auc", "Parameters (M)", "Multiply-adds (G)"]
         assert trained.loc[name, columns].tolist() == scores.loc[(name, AVERAGE), ["auc", *COSTS]].tolist()
-    mean, deviation = trained["auc"][["random_0", "random_1"]].agg(["mean", "std"])
+    mean, deviation = trained["auc"][["draw_0", "draw_1"]].agg(["mean", "std"])
     assert f"| random | 2 | {mean:.3f} ± {deviation:.3f} | – |" in (tmp_path / "compare.md").read_text()
     assert "**Average AUC on the test split of small: 32 films, " in (tmp_path / "compare.md").read_text()
     record = json.loads((tmp_path / "seed_3/exact/search_second_order/settings.json").read_text())

@@ -139,10 +139,9 @@ def test_a_place_that_cannot_be_written_is_one_line(name, small_set, tmp_path, o
         assert str(place) in line, line
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_a_terminal_without_greek_letters_does_not_end_a_run(encoding, small_set, tmp_path):
+def test_a_terminal_without_greek_letters_does_not_end_a_run(small_set, tmp_path):
     command = [sys.executable, "search_train.py", *SMALL, *NETWORK, "--data", small_set, "--out", tmp_path]
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
     options = {"cwd": ROOT, "env": environment, "capture_output": True}
     assert b"?'s val loss" in subprocess.run(command, check=True, **options).stdout
     subprocess.run([sys.executable, "search_train.py", "--help"], check=True, **options)
@@ -162,8 +161,10 @@ def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch
 
 def test_on_windows_every_script_imports_and_helps():
     """Without the modules that it lacks."""
-    missing = "import sys; sys.modules |= dict.fromkeys(['fcntl', 'resource', 'pwd', 'grp', 'termios']); "
+    lines = ["import sys", "sys.modules |= dict.fromkeys(['fcntl', 'resource', 'pwd', 'grp', 'termios'])"]
+    lines += ["from contextlib import suppress", "from support.settings import start"]
     for name in ("search_train", "val_train", "chexnet", "test"):
-        code = f"{missing} import {name}; from support.settings import start; start(print, {name}.__file__, ['--help'])"
-        result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 0 and "--device" in result.stdout, result.stderr
+        lines += [f"import {name}", "with suppress(SystemExit):", f"    start(print, {name}.__file__, ['--help'])"]
+    command = [sys.executable, "-W", "ignore", "-c", "\n".join(lines)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.count("--device") == 2 * 4, result.stderr
