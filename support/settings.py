@@ -47,7 +47,7 @@ def guarded():
             fail(f"{where}; make room and repeat the command: it goes on where it was saved", status=1)
         if error.errno not in NO_PLACE or not error.filename:
             raise
-        fail(f"{where}; mend that, or choose another place (see --help: --out, --data)")
+        fail(f"{where}: choose another place with --out or --data")
 
 
 def fail(message, status=2):
