@@ -1,4 +1,4 @@
-"""Where the films of ChestX-ray14 come from: a folder of PNG files, archives on disk, or the archives of a mirror.
+"""Where the films of ChestX-ray14 come from: a folder of films, archives on disk, or the archives of a mirror.
 
 The official data set has twelve archives, images_01.tar.gz to images_12.tar.gz (45 GB); the mirror has the same films
 as images_001.zip to images_012.zip. Of a zip of the mirror only the films wanted are transferred, each by a request
@@ -6,6 +6,7 @@ for its range of bytes. A film counts once a checksum says that it is whole: in 
 has one at its very end.
 """
 
+import filecmp
 import gzip
 import io
 import os
@@ -20,8 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import requests
-from PIL import Image
+from PIL import Image, ImageOps
 from remotezip import RemoteIOError, RemoteZip, RemoteZipError
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
@@ -43,6 +45,10 @@ DAMAGED = (EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zli
 DROPPED = (RemoteIOError, HTTPError)  # what a connection raises that breaks off
 UNREADABLE = (*DAMAGED, OSError, HTTPError, RemoteZipError)  # whatever can keep an archive from being read
 NAMED = 3  # how many films a message names
+FILTER = Image.Resampling.LANCZOS  # keeps thin lines (a pleural edge) sharpest; 5 of a film's 15 ms, BOX takes 1
+DARK = 32  # a film in which no grey value of 255 reaches this was made with a wrong range
+PICTURES = (".png", ".jpg", ".jpeg")  # endings of films, in any case
+PACKED = (".zip", ".tar.gz", ".tgz", ".tar")  # endings of archives
 
 
 class Source(NamedTuple):
@@ -68,35 +74,84 @@ def slices(parts):
     return [slice(first, None, parts) for first in range(parts)]
 
 
-def list_names(source):
-    """The names of the files of a source that is one archive."""
-    names = set()
+def key(name):
+    """What a film is matched by: its name without folder, ending and case; None for a file that is no picture."""
+    stem, ending = os.path.splitext(os.path.basename(name.strip()).lower())
+    return stem if ending in PICTURES else None
+
+
+def list_keys(source):
+    """The keys of the films of a source that is one archive."""
+    keys = set()
     try:
-        for _ in source.read(names.add):  # which is no name's yes: no film is read
+        for _ in source.read(lambda name: keys.add(key(name))):  # which is no name's yes: no film is read
             pass
     except UNREADABLE as error:
         ways = f"try again, or get it by hand from {BY_HAND} and give it with --archives"
         raise InputError(f"{source.name} cannot be read ({error}): {ways}") from None
-    return names
+    return keys
 
 
-# --- A folder of PNG files
+# --- One film
 
 
-def find_pngs(folder):
-    """All PNG files anywhere below `folder`: {file name: [its paths]}."""
+def scale_grey(film):
+    """A film of more than 8 bits, scaled to 8: by 10, 12, 14 or 16 bits, the least that hold its values.
+
+    Detectors have 10 to 14 bits, and a DICOM file that was converted to 16 often keeps their values. convert("L")
+    would cut them off. Raises ValueError for other values, such as shares of 1.
+    """
+    values = np.asarray(film)
+    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey values of type {values.dtype} from {values.min()} to {values.max()}, not 0 to 65535")
+    white = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
+    return Image.fromarray(((values.astype(np.int64) * 255 + white // 2) // white).astype(np.uint8))
+
+
+def reduce_film(file, size):
+    """A film of any mode -> its grey values, uint8 (size, size).
+
+    Colours become luma, transparency is ignored, 16-bit grey is scaled by the bits that it uses; a film that is not
+    square is centred on black, so that anatomy keeps its shape. Antialiased, in whole numbers: the same on every
+    platform. Raises OSError for a file that does not decode or is nearly black, ValueError for a film smaller than
+    `size`: it is never enlarged.
+    """
+    try:
+        with Image.open(file) as film:
+            small = max(film.size) < size
+            if not small:
+                film = scale_grey(film) if film.mode[0] in "IF" else film.convert("L")
+    except Exception as error:  # a broken file may raise anything: SyntaxError, zlib.error, struct.error, ...
+        raise OSError(f"the film does not decode: {error}") from None
+    if small:
+        raise ValueError(f"the film is smaller than {size} px")
+    if film.getextrema()[1] < DARK:
+        raise OSError(f"the film is nearly black: no grey value reaches {DARK} of 255")
+    return np.asarray(ImageOps.pad(film, (size, size), method=FILTER))
+
+
+# --- A folder of films
+
+
+def find_films(folder):
+    """All films anywhere below `folder`: {key: [its paths]}."""
     if not Path(folder).is_dir():
-        raise InputError(f"{folder} is not a folder: give --images the folder with the PNG films")
+        raise InputError(f"{folder} is not a folder: give --images the folder with the films")
     films = {}
     for parent, _, names in os.walk(folder, followlinks=True):  # Kaggle's folders are often links to a disk
         for name in names:
-            if name.lower().endswith(".png"):
-                films.setdefault(name, []).append(Path(parent) / name)
+            if key(name):
+                films.setdefault(key(name), []).append(Path(parent) / name)
     return films
 
 
+def differ(paths):
+    """Whether some of the files are not copies of the first."""
+    return any(not filecmp.cmp(paths[0], path, shallow=False) for path in paths[1:])
+
+
 def is_whole(path):
-    """Whether there is a PNG file that is whole by its checksums, at which decoding does not look."""
+    """Whether there is a film that is whole: a PNG by its checksums, at which decoding does not look."""
     try:
         with Image.open(path) as film:
             film.verify()
@@ -105,27 +160,27 @@ def is_whole(path):
         return False
 
 
-def read_pngs(paths, wants):
-    """The films of PNG files; see Source."""
+def read_films(paths, wants):
+    """The films of files; see Source."""
     for path in paths:
         if wants(path.name):
             yield path.name, path if is_whole(path) else None
 
 
-def png_sources(folder, needed, skip_bad, threads):
-    """The sources of the films `needed` in the PNG files of `folder`.
+def file_sources(folder, needed, skip_bad, threads):
+    """The sources of the films `needed` in the files of `folder`.
 
-    Raises InputError, naming the films, where one has two files; or none, unless skip_bad is true.
+    Raises InputError, naming the films, where one has two files that differ; or none, unless skip_bad is true.
     """
-    films = find_pngs(folder)
-    if twice := [name for name in needed if len(films.get(name, ())) > 1]:
-        both = " and ".join(str(path.parent) for path in films[twice[0]][:2])
-        raise InputError(f"{folder} has more than one file of {some(twice)}, in {both}: keep one of each")
-    missing = [name for name in needed if name not in films]
+    films = find_films(folder)
+    if twice := [name for name in needed if differ(films.get(key(name), ()))]:
+        both = " and ".join(map(str, films[key(twice[0])][:2]))
+        raise InputError(f"{folder} has different files of {some(twice)}, {both}: keep one of each")
+    missing = [name for name in needed if key(name) not in films]
     if missing and not skip_bad:
         raise InputError(f"{folder} lacks {some(missing)}: add them or leave them out with --skip-bad")
-    paths = [films[name][0] for name in needed if name in films]
-    return [Source("PNG files", partial(read_pngs, paths[part])) for part in slices(threads)]
+    paths = [films[key(name)][0] for name in needed if key(name) in films]
+    return [Source("the films' files", partial(read_films, paths[part])) for part in slices(threads)]
 
 
 # --- Archives on disk
@@ -145,6 +200,24 @@ def find_archives(path, number=None):
         names = f"images_{number:03d}.zip or images_{number:02d}.tar.gz"
         raise InputError(f"{path} has {len(found)} files {names}: --archive {number} needs one")
     return found
+
+
+def check_archives(paths):
+    """Raise InputError where the zips on disk hold two different files of one film; return archives within them."""
+    found, nested = {}, []
+    for path in paths:
+        if path.suffix != ".zip" or not zipfile.is_zipfile(path):
+            continue  # what cannot be read is named when it is
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.filename.lower().endswith(PACKED):
+                    nested.append(f"{member.filename} in {path.name}")
+                elif key(member.filename):
+                    place, content = f"{member.filename} in {path.name}", (member.CRC, member.file_size)
+                    other, before = found.setdefault(key(member.filename), (place, content))
+                    if before != content:
+                        raise InputError(f"{other} and {place} are different files of one film: keep one of each")
+    return nested
 
 
 def read_zip(open_zip, part, wants):

@@ -24,8 +24,10 @@ same split there as in the set of all films.
 """
 
 import argparse
+import difflib
 import hashlib
 import os
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -35,14 +37,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
-from PIL import Image, ImageOps
-from tqdm import tqdm
+from PIL import Image
 
 from data import fetch_chestxray14 as fetch
-from data.fetch_chestxray14 import some
+from data.fetch_chestxray14 import reduce_film, some
 from dataset import COLUMNS, FINDINGS, NO_FINDING, SPLITS, format_counts, write_set
-from support.files import InputError, write
+from support.files import InputError, lock, read_table, read_text, write
+from support.runs import progress
+from support.settings import guarded
 
 OUT = Path(__file__).resolve().parent  # the set's folder is made here
 NAME = "chestxray14"  # the set's folder
@@ -54,7 +56,6 @@ TABLE = "Data_Entry_2017_v2020.csv"  # the official label table
 LISTS = ("train_val_list.txt", "test_list.txt")  # the official split, one film name per line
 TOY_SET = Path(__file__).with_name("toy_set.csv")  # film, split: the original project's lists
 
-FILTER = Image.Resampling.LANCZOS  # keeps thin lines (a pleural edge) sharpest; 5 of a film's 15 ms, BOX takes 1
 UNFINISHED = "unfinished_"  # begins the names of folders that a killed run leaves behind
 CITATION = (
     "NIH Clinical Center, ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315), "
@@ -73,23 +74,31 @@ def read_labels(csv):
     """
     columns = [column for column in COLUMNS if column != "split"]
     if not Path(csv).is_file():
-        raise InputError(f"{csv} is missing: give --labels the official Data_Entry_2017_v2020.csv")
-    try:
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False, usecols=lambda c: c in columns, index_col=False)
-    except Exception as error:  # whatever pandas and gzip raise for a file that is no table
-        raise InputError(f"{csv} is not a table ({error}): download it anew") from None
-    if missing := [column for column in columns if column not in table.columns]:
-        raise InputError(f"{csv} has no column {missing[0]!r}: give --labels the official Data_Entry_2017_v2020.csv")
+        raise InputError(f"{csv} is missing: give --labels the official {TABLE}")
+    table = read_table(csv)
+    plain = {re.sub(r"[\W_]+", "", column).lower(): column for column in table.columns}
+    for column in columns:
+        found = plain.get(column.replace(" ", "").lower())
+        if found is None:
+            near = difflib.get_close_matches(column, table.columns, 1, 0)
+            there = ", ".join(map(repr, table.columns[:20]))
+            nearest = f", nearest is {near[0]!r}" if near else ""
+            raise InputError(
+                f"{csv} has no column {column!r} among {there}{nearest}: give --labels the official {TABLE}"
+            )
+        table[column] = table[found].str.strip()
+    table["Image Index"] = [os.path.basename(name.replace("\\", "/")) for name in table["Image Index"]]
 
     unknown = [t != NO_FINDING and not set(t.split("|")) <= set(FINDINGS) for t in table["Finding Labels"]]
     for problem, bad in (
-        ("more than one row", table["Image Index"].duplicated()),
+        ("names that are no films", table["Image Index"].map(fetch.key).isna()),
+        ("more than one row", table["Image Index"].map(fetch.key).duplicated()),
         ("unknown findings", pd.Series(unknown, dtype=bool)),
         ("a patient that is not a number", ~table["Patient ID"].str.fullmatch("[0-9]{1,18}").astype(bool)),
     ):
         if bad.any():
             films, first = some(table["Image Index"][bad].unique()), table[bad].iloc[0].to_list()
-            raise InputError(f"{csv} has {problem} for {films}, as in {first}: mend it or download it anew")
+            raise InputError(f"{csv} has {problem} for {films}, as in {first}: correct it or download it again")
     return table[columns].astype({"Patient ID": "int64"}).sort_values("Image Index", ignore_index=True)
 
 
@@ -102,35 +111,62 @@ def draw(patients, shares, seed):
     return [set(group.tolist()) for group in np.split(order, ends)[:-1]]
 
 
-def assign_splits(table, lists, seed):
+def assign_splits(table, lists, seed, skip_bad=False):
     """The rows of `table` (see read_labels) that take part, with their `split`; no patient is in two splits.
 
     lists: folder of the official lists, or None. Raises InputError, naming the films, for lists that do not fit.
+    skip_bad: leave out films of the lists that are not in the table.
     """
     if lists is None:
         val, test = draw(table["Patient ID"], (VAL, TEST), seed)
         split = ["test" if p in test else "val" if p in val else "train" for p in table["Patient ID"]]
         return table.assign(split=split)
-    for file in (Path(lists) / name for name in LISTS):
-        if not file.is_file():
-            raise InputError(f"{file} is missing: --lists needs the official {' and '.join(LISTS)}")
-    train_val, test = ((Path(lists) / name).read_text(encoding="utf-8").split() for name in LISTS)
+    names = dict(zip(table["Image Index"].map(fetch.key), table["Image Index"], strict=True))
+    train_val, test = (read_list(Path(lists), name, names) for name in LISTS)
     listed = pd.Series(train_val + test, dtype=object)
+    absent = listed[~listed.isin(table["Image Index"])]
     table_test = table[table["Image Index"].isin(test)]
     train_val_patients = table["Patient ID"][table["Image Index"].isin(train_val)]
     shared = table_test["Image Index"][table_test["Patient ID"].isin(train_val_patients)]
     for problem, films in (
         ("name more than once", listed[listed.duplicated()].unique()),
-        ("name, but the label table does not have,", listed[~listed.isin(table["Image Index"])]),
+        ("name (--skip-bad leaves them out), but the label table does not have,", [] if skip_bad else absent),
         ("share the patients of", shared),
     ):
         if len(films):
             raise InputError(f"{lists}: the lists {problem} {some(films)}: use the official lists and label table")
+    if len(absent):
+        print(f"{some(absent.unique())} of the lists are not in the label table and are left out")
+    if others := len(table) - table["Image Index"].isin(listed).sum():
+        print(f"{others} films of the label table are in no list and are left out")
     table = table[table["Image Index"].isin(listed)].reset_index(drop=True)
     is_test = table["Image Index"].isin(test)
     (val,) = draw(table["Patient ID"][~is_test], (VAL_OF_TRAIN_VAL,), seed)
     split = np.where(is_test, "test", np.where(table["Patient ID"].isin(val), "val", "train"))
     return table.assign(split=split)
+
+
+def read_list(folder, name, names):
+    """The films of an official list, or of Kaggle's copy of it, NAME_NIH.txt; names {key: film of the label table}.
+
+    One film a line, perhaps with its folder, and with further columns behind it; perhaps after a header line.
+    """
+    files = [folder / name, folder / name.replace(".txt", "_NIH.txt")]
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        near = difflib.get_close_matches(name, os.listdir(folder) if folder.is_dir() else [], 1, 0)
+        there = f"; nearest there is {near[0]}" if near else ""
+        raise InputError(f"{folder / name} is missing{there}: --lists needs the official {' and '.join(LISTS)}")
+    films = []
+    for number, line in enumerate(read_text(path).splitlines()):
+        film = re.split(r"[,;\t]", line.strip())[0].strip(" '\"").replace("\\", "/")
+        if film and fetch.key(film):
+            films.append(names.get(fetch.key(film), os.path.basename(film)))
+        elif film and number:  # the first line may be a header
+            raise InputError(f"{path}, line {number + 1}: {film!r} is no film's name")
+    if not films:
+        raise InputError(f"{path} names no film: use the official list")
+    return films
 
 
 def original_split(table):
@@ -164,10 +200,10 @@ def choose_films(options, folder):
             lists = Path(folder)
             for name in LISTS:
                 fetch.fetch_file(name, lists)
-        table = assign_splits(table, lists, options.seed)
+        table = assign_splits(table, lists, options.seed, options.skip_bad)
     if options.archive or (options.archives and Path(options.archives).is_file()):  # one archive: what it holds
         (source,) = archives_of(options, threads=1)
-        table = table[table["Image Index"].isin(fetch.list_names(source))].reset_index(drop=True)
+        table = table[table["Image Index"].map(fetch.key).isin(fetch.list_keys(source))].reset_index(drop=True)
     where = options.images or options.archives or "download"
     return table, {
         "citation": CITATION,
@@ -187,57 +223,35 @@ def choose_films(options, folder):
 # --- Films
 
 
-def reduce_film(file, size):
-    """A PNG of any mode -> its grey values, uint8 (size, size).
-
-    Colours become luma, transparency is ignored, 16-bit grey is scaled from 0..65535; a film that is not square is
-    centred on black, so that anatomy keeps its shape. Antialiased, in whole numbers: the same on every platform.
-    Raises OSError for a file that does not decode, ValueError for a film smaller than `size`: it is never enlarged.
-    """
-    try:
-        with Image.open(file) as film:
-            small = max(film.size) < size
-            if not small and film.mode.startswith("I"):  # convert("L") would cut off instead of scaling
-                values = np.clip(np.asarray(film).astype(np.int64), 0, 65535)
-                film = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-            elif not small:
-                film = film.convert("L")
-    except Exception as error:  # a broken file may raise anything: SyntaxError, zlib.error, struct.error, ...
-        raise OSError(f"the film does not decode: {error}") from None
-    if small:
-        raise ValueError(f"the film is smaller than {size} px")
-    return np.asarray(ImageOps.pad(film, (size, size), method=FILTER))
-
-
 @contextmanager
 def locked(folder):
     """`folder`, made where it is missing and locked against a second process."""
     folder.mkdir(parents=True, exist_ok=True)
+    held = lock(folder / "lock")
     try:
-        with FileLock(folder / "lock", timeout=0):
-            for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
-                shutil.rmtree(left)
-            yield
-    except Timeout:
-        raise InputError(f"{folder} is in use by another process: let it finish") from None
+        for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
+            shutil.rmtree(left)
+        yield
+    finally:
+        held.release(force=True)
 
 
 class Intake:
     """Takes films into the folder of reduced films, where each is a PNG file: there as a whole or not at all.
 
-    needed: names of the films that are not there yet. broken, small: of those that were met but do not decode, or
-    are smaller than `size` px. The folder must be locked; `take` runs in threads.
+    needed: names of the films that are not there yet. broken: {name: why} of those that were met but cannot be used;
+    small: of those that are smaller than `size` px. The folder must be locked; `take` runs in threads.
     """
 
     def __init__(self, folder, size, needed):
         self.folder, self.size, self.needed = folder, size, set(needed)
-        self.broken, self.small, self.stopped = set(), set(), False
+        self.names = {fetch.key(name): name for name in needed}
+        self.broken, self.small, self.stopped = {}, set(), False
 
     def read(self, sources, threads):
         """Take what is needed from all sources; returns the problems, one line for each source that failed."""
         pool = ThreadPoolExecutor(threads)  # as fast as processes: Pillow decodes and resizes without the GIL
-        # disable=None: a bar only in a terminal.
-        with tqdm(total=len(self.needed), unit="film", disable=None) as self.bar:
+        with progress(None, "films", len(self.needed)) as self.bar:
             try:
                 return [problem for problem in pool.map(self.take, sources) if problem]
             finally:
@@ -247,7 +261,7 @@ class Intake:
     def wants(self, name):
         if self.stopped:
             raise InterruptedError("stopped")
-        return name in self.needed
+        return self.names.get(fetch.key(name)) in self.needed
 
     def take(self, source):
         """Take what is needed from a source; returns the problem where it cannot be read to its end."""
@@ -255,7 +269,7 @@ class Intake:
         with TemporaryDirectory(prefix=UNFINISHED, dir=self.folder) as aside:
             try:
                 for name, file in source.read(self.wants):
-                    film = self.reduce(name, file, Path(aside) / name)
+                    film = self.reduce(self.names[fetch.key(name)], file, Path(aside))
                     if film and not source.checked_last:
                         self.move_in(film)
             except fetch.UNREADABLE as error:
@@ -263,16 +277,19 @@ class Intake:
             for film in Path(aside).iterdir():
                 self.move_in(film)
 
-    def reduce(self, name, file, path):
-        """Write a reduced film to `path` and return that, or note why it cannot be and return None."""
+    def reduce(self, name, file, folder):
+        """Write a reduced film into `folder` and return its path, or note why it cannot be and return None."""
+        path = folder / name
         try:
             if file is None:
-                raise OSError("damaged")
+                raise OSError("the file is damaged, or a link to nothing")
             film = Image.fromarray(reduce_film(file, self.size))
-        except OSError:
-            return self.broken.add(name)
+        except OSError as error:
+            self.broken[name] = str(error)
+            return None
         except ValueError:
-            return self.small.add(name)
+            self.small.add(name)
+            return None
         try:
             # Half the size would take 1.5 ms more at 256 px. No fsync: checksums show what a power cut damages.
             film.save(path, "PNG", compress_level=0)
@@ -298,16 +315,20 @@ def stack(folder, names, size, file):
 # --- From films to a set
 
 
-def list_skipped(intake, problems, options):
+def list_skipped(intake, problems, nested, options):
     """The films that the set goes without, as source.json says it; InputError unless it may be made without them.
 
-    problems: one line for each source that was not read to its end.
+    problems: one line for each source that was not read to its end; nested: archives within archives.
     """
     where = options.images or options.archives or "download"
     if small := sorted(intake.small & intake.needed):
         raise InputError(f"{where}: {some(small)} smaller than {intake.size} px: choose a smaller --size")
-    broken, missing = sorted(intake.needed & intake.broken), sorted(intake.needed - intake.broken)
-    faults = [f"{some(films)} {what}" for films, what in ((missing, "missing"), (broken, "not decodable")) if films]
+    broken, missing = (
+        sorted(films) for films in (intake.needed & intake.broken.keys(), intake.needed - intake.broken.keys())
+    )
+    faults = [f"{some(missing)} missing"] if missing else []
+    if broken:
+        faults.append(f"{some(broken)} not decodable ({intake.broken[broken[0]]})")
     if faults and (problems or not options.skip_bad):  # what lies in an unread archive is not known to be bad
         listed = intake.folder / "missing.txt"
         write(listed, "\n".join([*missing, *broken, ""]))
@@ -315,6 +336,8 @@ def list_skipped(intake, problems, options):
         if problems and options.download:
             ways += f", or get the archives by hand from {fetch.BY_HAND} and give their folder with --archives"
         why = f" ({problems[0]})" if problems else ""
+        if missing and nested:
+            why += f" (archives within archives are not read: unpack {', '.join(nested[:3])})"
         raise InputError(f"{where}: {' and '.join(faults)}{why}, all in {listed}: {ways}")
     if faults:
         print(f"skipped: {' and '.join(faults)}")
@@ -363,8 +386,9 @@ def prepare(options):
         table, source = choose_films(options, fetched)
     needed = [name for name in table["Image Index"] if not fetch.is_whole(reduced / name)]
     threads = fetch.THREADS if options.download else os.cpu_count()
+    nested = fetch.check_archives(fetch.find_archives(options.archives, options.archive)) if options.archives else []
     if options.images:
-        sources = fetch.png_sources(options.images, needed, options.skip_bad, threads)
+        sources = fetch.file_sources(options.images, needed, options.skip_bad, threads)
     else:
         sources = archives_of(options, threads)
     with locked(reduced):
@@ -376,7 +400,7 @@ def prepare(options):
             print(f"{len(table) - len(needed)} of {len(table)} films are in {reduced} already")
         intake = Intake(reduced, size, needed)
         problems = intake.read(sources, threads) if needed else []
-        source["skipped"] = list_skipped(intake, problems, options)
+        source["skipped"] = list_skipped(intake, problems, nested, options)
         counts = make_set(folder, table[~table["Image Index"].isin(intake.needed)], reduced, source)
     if source["split"] == "all" and not source["origin"]["lists"]:
         print("no --lists: divided by patient, not the official split")
@@ -391,7 +415,7 @@ def parse_options(argv=None):
     films = parser.add_mutually_exclusive_group(required=True)
     films.add_argument("--download", action="store_true", help="fetch the films needed, the label table and the lists")
     films.add_argument("--archives", help="a zip or tar.gz of films, of which all are taken, or a folder of archives")
-    films.add_argument("--images", help="folder with the PNG films, at any depth")
+    films.add_argument("--images", help="folder with the films (PNG or JPEG), at any depth")
     parser.add_argument("--archive", type=int, help="take the films of this one of the twelve archives, 1 to 12")
     parser.add_argument("--split", choices=("original", "all"), help="original: the toy set, as --download; else all")
     parser.add_argument("--labels", help="Data_Entry_2017.csv or _v2020.csv, gzipped or not; --download can fetch it")
@@ -405,17 +429,15 @@ def parse_options(argv=None):
 
 
 def main(argv=None):
-    """The command line; returns the exit status: 0, or 2 after one line on stderr."""
-    options = parse_options(argv)
-    folder = Path(options.out) / options.name
-    try:
-        counts = prepare(options)
-    except (ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    """The command line; returns the exit status 0 or 130. What people may meet ends it with one line, see `guarded`."""
+    with guarded():
+        options = parse_options(argv)
+        folder = Path(options.out) / options.name
+        try:
+            counts = prepare(options)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return 130
     if counts is None:
         print(f"{folder} holds a finished set and is left as it is; to make another, choose another --name")
         return 0

@@ -15,10 +15,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
-from tqdm import tqdm
 
 from dataset import FINDINGS, format_counts, write_set
+from support.files import lock
+from support.runs import progress
+from support.settings import guarded
 
 FOLDER = Path(__file__).resolve().parent / "phantom"
 NOTICE = "synthetic, not for clinical use"
@@ -418,7 +419,7 @@ def prepare(folder=FOLDER, seed=SEED, films=FILMS, size=SIZE):
     labels = table["Finding Labels"].str.split("|")
     film = table.groupby("Patient ID").cumcount()  # number among the patient's films
     images = np.empty((len(table), size, size), np.uint8)
-    for row, patient in enumerate(tqdm(table["Patient ID"], "phantom", unit=" films")):
+    for row, patient in enumerate(progress(table["Patient ID"], "phantom", len(table))):
         images[row] = render(labels[row], seed, int(patient), int(film[row]), size)
     what = "synthetic chest X-ray films, drawn by data/prepare_phantom.py"
     return write_set(folder, images, table, {"what": what, "notice": NOTICE, "seed": seed, "size": size})
@@ -429,13 +430,16 @@ def main():
         prog="python -m data.prepare_phantom", description="Make the phantom, a synthetic set of chest X-ray films."
     )
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where it is made (%(default)s)")
-    folder = parser.parse_args().folder
-    with FileLock(folder / "lock"):  # of two scripts started on a new clone the second waits, and finds it there
+    with guarded():
+        folder = parser.parse_args().folder
+        folder.mkdir(parents=True, exist_ok=True)
+        held = lock(folder / "lock", timeout=-1)  # of two scripts on a new clone the second waits, and finds it there
         if (folder / "source.json").exists():
             print(f"{folder} is there already and left as it is ({NOTICE})")
-            return
-        print(format_counts(prepare(folder)))
-    print(f"made {folder}: {NOTICE}")
+        else:
+            print(format_counts(prepare(folder)))
+            print(f"made {folder}: {NOTICE}")
+        held.release()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import errno
 import gzip
 import io
 import os
+import warnings
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -44,15 +45,15 @@ def replacing(path, before=None):
     partial.replace(path)
 
 
-def lock(path):
+def lock(path, timeout=0):
     """Take the lock file `path`; returns the lock, for release(). A dead process holds nothing.
 
-    Raises InputError where another process holds it. Where the file system has no locks, as some network drives, a line
-    says so and the work goes on without one.
+    timeout: seconds to wait for another process, -1 without end. Raises InputError where another process holds it.
+    Where the file system has no locks, as some network drives, a line says so and the work goes on without one.
     """
     held = FileLock(path, is_singleton=True, fallback_to_soft=False)  # this process may take it again
     try:
-        held.acquire(timeout=0)
+        held.acquire(timeout=timeout)
     except Timeout:
         what = "another process works there: wait for it, or start elsewhere with --out FOLDER"
         raise InputError(f"{Path(path).parent}: {what}") from None
@@ -66,7 +67,7 @@ def lock(path):
 def write(path, content, before=None):
     """Write text (as UTF-8) or bytes by `replacing`."""
     with replacing(path, before) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def save_state(path, state, before=None):
@@ -91,14 +92,16 @@ def read_text(path):
     """
     try:
         with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            raw = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_TEXT + 1)
+            raw = _read(file)
+        if raw[:2] == b"\x1f\x8b":
+            raw = _read(gzip.GzipFile(fileobj=io.BytesIO(raw)))
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "a damaged gzip file"
         raise InputError(f"{path}: cannot be read ({reason})") from None
     if len(raw) > MAX_TEXT:
         raise InputError(f"{path}: more than {MAX_TEXT / 1e6:.0f} MB of text")
+    if raw[:2] == b"PK":
+        raise InputError(f"{path}: a zip or Excel file, not text: save it as CSV")
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     encoding = next((name for mark, name in marks.items() if raw.startswith(mark)), None)
     if encoding is None:  # every second byte of Latin text in UTF-16 is zero; no text in UTF-8 has a zero
@@ -110,17 +113,32 @@ def read_text(path):
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def _read(file):
+    """The bytes of a file or pipe, of an endless one a few more than MAX_TEXT."""
+    blocks, size = [], 0
+    while size <= MAX_TEXT and (block := file.read(1 << 20)):
+        blocks.append(block)
+        size += len(block)
+    return b"".join(blocks)
+
+
 def read_table(path):
     """A table of texts, as a data frame: columns separated by commas, semicolons or tabs. Raises InputError.
 
     The separator is the one that the header line has most of. Names of columns lose spaces around them, and columns
     without a name (a separator at the end of each line) are left out.
     """
-    text = read_text(path)
-    header = text.lstrip("\n").partition("\n")[0]
+    header, _, rows = read_text(path).lstrip("\n").partition("\n")
     separator = max(",;\t", key=header.count)
+    if rows and all(row.endswith(separator) for row in rows.split("\n") if row):  # a column without name or values
+        header += separator
+    text = f"{header}\n{rows}"
     try:
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # it would drop what is too much in a line
+            table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+    except pd.errors.ParserWarning:
+        raise InputError(f"{path}: its lines have more columns than its header: {header[:200]}") from None
     except ValueError as error:  # pandas' parser errors are ValueErrors
         raise InputError(f"{path}: not a table ({' '.join(str(error).split())})") from None
     table.columns = [str(name).strip() for name in table.columns]

@@ -85,7 +85,10 @@ def edit(file, old, new):
 
 def run(*options):
     """The status of `main` with these options."""
-    return chestxray14.main([str(option) for option in options])
+    try:
+        return chestxray14.main([str(option) for option in options])
+    except SystemExit as stop:
+        return stop.code
 
 
 def prepare(raw, *more, lists=True, name="set"):
@@ -326,6 +329,113 @@ def test_a_reduced_film_that_was_damaged_is_made_again(raw, capsys):
 # --- Faults: one line that names file, problem and next step, status 2, no set
 
 
+# --- Inputs as people have them
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_films_of_a_detectors_bits_are_scaled_by_them(bits, tmp_path):
+    values = np.linspace(0, 2**bits - 1, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "film.png")
+    grey = chestxray14.reduce_film(tmp_path / "film.png", SIZE)
+    assert abs(grey - values * (255 / (2**bits - 1))).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (np.full((SIZE, SIZE), 15, np.uint8), "nearly black: no grey value reaches 32 of 255"),
+        (np.full((SIZE, SIZE), 15, np.uint16), "nearly black"),
+        (np.full((SIZE, SIZE), 0.5, np.float32), "grey values of type float32"),
+        (np.full((SIZE, SIZE), -5, np.int32), "from -5 to -5, not 0 to 65535"),
+    ],
+)
+def test_films_with_values_far_below_their_range_are_refused(values, problem, tmp_path):
+    Image.fromarray(values).save(tmp_path / "film.tif")
+    with pytest.raises(OSError, match=problem):
+        chestxray14.reduce_film(tmp_path / "film.tif", SIZE)
+
+
+def test_names_match_without_regard_to_case_and_ending(raw):
+    assert prepare(raw) == 0
+    upper, copy, photo = (path_of(raw, film_name(3, film)) for film in (0, 1, 0))
+    upper.rename(upper.with_name(upper.name.upper()))
+    (raw / "films" / "again").mkdir()
+    (raw / "films" / "again" / copy.name).write_bytes(copy.read_bytes())  # unpacked twice
+    shutil.rmtree(raw.parent / "out" / f"films_{SIZE}px")
+    assert prepare(raw, name="other") == 0
+    sets = [raw.parent / "out" / name for name in ("set", "other")]
+    assert (sets[0] / "images.npy").read_bytes() == (sets[1] / "images.npy").read_bytes()
+    shutil.rmtree(raw.parent / "out" / f"films_{SIZE}px")
+    with Image.open(photo.with_name(upper.name.upper())) as film:
+        film.convert("L").save(photo.with_suffix(".jpeg"), quality=95)
+    photo.with_name(upper.name.upper()).unlink()
+    assert prepare(raw, name="photo") == 0
+
+
+def test_a_dangling_link_is_named_or_skipped(raw, capsys):
+    path = path_of(raw, film_name(3, 1))
+    path.unlink()
+    path.symlink_to(raw / "nowhere.png")
+    assert prepare(raw) == 2
+    assert f"1 film ({film_name(3, 1)}) not decodable (the file is damaged, or a link to nothing)" in one_error(capsys)
+    assert prepare(raw, "--skip-bad") == 0
+    source = json.loads((raw.parent / "out" / "set" / "source.json").read_text())
+    assert source["skipped"] == {"missing": [], "undecodable": [film_name(3, 1)]}
+
+
+def as_kaggle(raw):
+    for name in ("train_val_list", "test_list"):
+        (raw / f"{name}.txt").rename(raw / f"{name}_NIH.txt")
+
+
+def as_windows(raw):
+    for path in (raw / "table.csv", *raw.glob("*_list.txt")):
+        path.write_bytes(path.read_text().rstrip("\n").replace("\n", "\r\n").encode("utf-16"))
+
+
+def as_spreadsheet(raw):
+    path = raw / "table.csv"
+    path.write_text("\ufeff" + path.read_text().replace(",", ";").replace("Image Index", " image_index "))
+    for path in raw.glob("*_list.txt"):
+        lines = [f"images/{film.upper()},1,0,0" for film in path.read_text().split()]
+        path.write_text("\n".join(["Film,Mass,Hernia,Edema", *lines]))
+
+
+@pytest.mark.parametrize("change", [as_kaggle, as_windows, as_spreadsheet], ids=lambda change: change.__name__)
+def test_tables_and_lists_are_read_as_people_have_them(change, raw):
+    assert prepare(raw) == 0
+    change(raw)
+    assert prepare(raw, name="changed") == 0
+    sets = [raw.parent / "out" / name for name in ("set", "changed")]
+    assert (sets[0] / "labels.csv").read_bytes() == (sets[1] / "labels.csv").read_bytes()
+
+
+def test_a_part_of_the_table_or_of_the_lists_is_told(raw, capsys):
+    rows = (raw / "table.csv").read_text().splitlines(keepends=True)
+    gone = [row for row in rows if row.startswith(film_name(3, 1))]
+    (raw / "table.csv").write_text("".join(row for row in rows if row not in gone))
+    assert prepare(raw) == 2
+    assert "--skip-bad leaves them out" in one_error(capsys)
+    assert prepare(raw, "--skip-bad") == 0
+    assert f"1 film ({film_name(3, 1)}) of the lists are not in the label table" in capsys.readouterr().out
+    edit(raw / "test_list.txt", film_name(9, 1) + "\n", "")
+    assert prepare(raw, "--skip-bad", name="part") == 0
+    assert "1 films of the label table are in no list and are left out" in capsys.readouterr().out
+
+
+def test_archives_within_archives_and_different_copies_are_named(raw, archives, capsys):
+    (archives / "films.zip").write_bytes(pack(contents(raw), "images"))
+    with zipfile.ZipFile(archives / "more.zip", "w") as archive:
+        archive.writestr("images_003.zip", b"")
+    path_of(raw, "table.csv").open("a").write("00000099_000.png,Mass,0,99,PA,\n")
+    assert unpack(raw, archives, lists=False) == 2
+    assert "archives within archives are not read: unpack images_003.zip in more.zip" in one_error(capsys)
+    with zipfile.ZipFile(archives / "more.zip", "w") as archive:
+        archive.writestr(film_name(3, 1).upper(), b"another")
+    assert unpack(raw, archives, lists=False) == 2
+    assert "are different files of one film: keep one of each" in one_error(capsys)
+
+
 def lose_film(raw):
     path_of(raw, film_name(3, 1)).unlink()
 
@@ -357,7 +467,7 @@ def shrink_film(raw):
 
 def repeat_film(raw):
     path = path_of(raw, film_name(3, 1))
-    (raw / "films" / path.name).write_bytes(path.read_bytes())
+    Image.fromarray(255 - picture(1)).save(raw / "films" / path.name)
 
 
 def rename_finding(raw):
@@ -425,26 +535,26 @@ FAULTS = {
     flip_a_bit: ("1 film", film_name(3, 1), "not decodable", "same command", "--skip-bad"),
     flip_a_bit_that_decodes: ("1 film", film_name(3, 1), "not decodable", "same command", "--skip-bad"),
     shrink_film: ("1 film", film_name(3, 1), "smaller than 32 px", "--size"),
-    repeat_film: ("more than one file of 1 film", film_name(3, 1), "images_002", "keep one"),
-    rename_finding: ("table.csv", "unknown findings", film_name(3, 1), "Cough", "mend"),
-    repeat_row: ("table.csv", "more than one row", film_name(3, 1), "mend"),
+    repeat_film: ("different files of 1 film", film_name(3, 1), "images_002", "keep one"),
+    rename_finding: ("table.csv", "unknown findings", film_name(3, 1), "Cough", "correct"),
+    repeat_row: ("table.csv", "more than one row", film_name(3, 1), "correct"),
     rename_column: ("table.csv", "no column 'Patient ID'", "official"),
-    lose_patient: ("table.csv", "not a number", film_name(3, 1), "mend"),
-    cut_table: ("table.csv", film_name(3, 1), "download it anew"),
+    lose_patient: ("table.csv", "not a number", film_name(3, 1), "correct"),
+    cut_table: ("table.csv", film_name(3, 1), "download it again"),
     lose_table: ("table.csv is missing", "--labels"),
-    garble_table: ("table.csv is not a table", "download it anew"),
+    garble_table: ("table.csv", "neither UTF-8 nor UTF-16"),
     lose_list: ("test_list.txt is missing", "--lists"),
-    list_unknown_film: ("99999999_000.png", "label table", "official"),
+    list_unknown_film: ("99999999_000.png", "label table", "official", "--skip-bad"),
     list_film_twice: ("more than once", film_name(3, 1), "official"),
     share_patient: ("share", film_name(9, 0), "official"),
-    empty_split: ("films leaves no film", "'test'", "add more"),
+    empty_split: ("test_list.txt names no film", "official"),
     lose_films: ("films is not a folder", "--images"),
     leave_something: ("set is there but is no finished set", "--name"),
 }
 
 
 # Found while the films are read, or after: the films that are done stay.
-LATE = {break_film, flip_a_bit, flip_a_bit_that_decodes, shrink_film, empty_split}
+LATE = {break_film, flip_a_bit, flip_a_bit_that_decodes, shrink_film}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -915,7 +1025,7 @@ def test_a_second_process_is_refused(site, capsys):
     (site.out / "films_32px").mkdir(parents=True)
     with FileLock(site.out / "films_32px" / "lock"):
         assert download(site) == 2
-    assert "in use" in one_error(capsys) and not site.server.asked(".zip")
+    assert "another process works there" in one_error(capsys) and not site.server.asked(".zip")
     assert download(site) == 0
 
 
@@ -959,11 +1069,11 @@ for line in sys.stdin:
 """  # imports once; each run is a process of its own
 
 
-@pytest.mark.parametrize("origin", ["mirror", "images", "zip", "tar.gz"])
-def test_stopped_at_any_moment_it_ends_in_the_same_bytes(origin, site, archives, undisturbed, request):
-    thorough = request.config.getoption("--all")
-    if origin in ("zip", "images") and not thorough:
-        pytest.skip("long: with --all")
+LONG = [pytest.param(origin, 20, marks=pytest.mark.long) for origin in ("mirror", "images", "zip", "tar.gz")]
+
+
+@pytest.mark.parametrize(("origin", "all_stops"), [("mirror", 4), ("tar.gz", 4), *LONG])
+def test_stopped_at_any_moment_it_ends_in_the_same_bytes(origin, all_stops, site, archives, undisturbed):
     random_moment = random.Random(origin)  # the moments differ all the same, as runs do
     constants = {"MIRROR": f"{site.server.url}/mirror/", "ARCHIVES": [1, 2], "THREADS": 2}
     options = ["--size", SIZE, "--out", site.out, "--name", "set", "--split", "original"]
@@ -1000,7 +1110,7 @@ def test_stopped_at_any_moment_it_ends_in_the_same_bytes(origin, site, archives,
         for name in ("images.npy", "labels.csv"):
             assert expected[name] == undisturbed[name]
         start_afresh()
-        while stops < (20 if thorough else 4):
+        while stops < all_stops:
             child = tell(line)
             time.sleep(random_moment.uniform(0, 0.8 * whole))
             os.kill(child, random_moment.choice((signal.SIGKILL, signal.SIGINT)))
