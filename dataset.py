@@ -160,7 +160,7 @@ def load_set(folder):
     folder = Path(folder)
     for name in ("images.npy", "labels.csv", "source.json"):
         if not (folder / name).is_file():
-            raise InputError(f"{folder / name} is missing: prepare the set first (see README, 'Data')")
+            raise InputError(f"{folder / name} is missing: prepare the set first (see docs/data.md)")
     at = folder / "images.npy"
     try:
         images = np.load(at, mmap_mode="r", allow_pickle=False)
@@ -174,7 +174,7 @@ def load_set(folder):
         checksum, notice = source["checksum"], source.get("notice", "not for clinical use")
         if checksum != set_checksum(folder):
             raise InputError("its checksum does not fit images.npy and labels.csv: prepare the set again")
-    except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RecursionError) as error:
         raise InputError(f"{at}: {error}") from None
     return PreparedSet(folder.name, images, labels, table, checksum, notice)
 

@@ -219,6 +219,8 @@ def given_genotype(given):
         rule = "1 to 64 of a-z, A-Z, 0-9, '_', '-' and '.' (not in front)"
         raise InputError(f"genotype {_shown(given)}: a network's name has {rule}, not {_shown(name)}: {remedy}")
     published = {known.lower(): genotype for known, genotype in PUBLISHED.items()}
+    if name.lower().removesuffix(".pth").endswith("_net"):
+        raise InputError(f"genotype {_shown(given)}: a weights file is called so, not a network: {remedy}")
     if TAKEN.fullmatch(name) or published.get(name.lower(), found.genotype) != found.genotype:
         raise InputError(f"genotype {_shown(given)}: its network would be called {name}, which is taken: {remedy}")
     return name, found

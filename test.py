@@ -50,7 +50,8 @@ def load_network(path):
             raise ValueError("it does not say what it was trained on")
     except Exception as error:  # torch raises many kinds for a file that is not what it should be
         kind = type(error).__name__
-        raise InputError(f"{path}: damaged, or not a weights file of this project ({kind}); train it again") from None
+        what = f"damaged, or not a weights file of this project ({kind})"
+        raise InputError(f"{path}: {what}: train it again, or move it away") from None
     return network, saved
 
 
@@ -62,6 +63,8 @@ def find_networks(folder, order, data, others):
     """
     selected, networks, foreign = f"{order}_order", {}, {}
     for path in sorted(folder.glob("*_net.pth")):
+        if not path.is_file():
+            raise InputError(f"{path}: not a file: move it out of {folder}")
         name = path.name.removesuffix("_net.pth")
         network, saved = load_network(path)
         if saved["settings"]["checksum"] == data.checksum:
@@ -89,7 +92,8 @@ def common_crop(networks, data):
     """The crop that all networks were trained at, without any the films' size. Raises InputError for several."""
     crops = {name: saved["settings"]["crop"] for name, (_, saved) in networks.items()}
     if len(set(crops.values())) > 1:  # their scores would not be comparable
-        raise InputError(f"the networks were trained at different crops: {crops}")
+        where = "move the others out of weights/, or train them again with --crop"
+        raise InputError(f"the networks were trained at different crops, {crops}: {where}")
     return next(iter(crops.values()), data.images.shape[1] // 32 * 32)
 
 

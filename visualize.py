@@ -6,7 +6,6 @@ python visualize.py FOLDER    redraw the pictures of a run folder from its metri
 import argparse
 import json
 import re
-import sys
 import textwrap
 from itertools import compress, cycle
 from pathlib import Path
@@ -23,6 +22,7 @@ from sklearn.metrics import auc, roc_curve
 
 from genotypes import EDGES, EDGES_PER_NODE, INPUT_NODES, NODES, PRIMITIVES, edge_entropy, load_genotype, parse_genotype
 from support.files import InputError, replacing
+from support.settings import guarded
 
 COLOURS = ("#00204d", "#c8553d", "#3b8bc4", "#8a8678", "#d9a400", "#5b2a86", "#58a55c", "#1b1b1b")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 2)))
@@ -301,32 +301,34 @@ def draw_run(folder):
             rows.append(json.loads(line))
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{source}, line {len(rows) + 1}: not JSON") from None
     keys = {"epoch", "train_loss", "val_loss", "val_auc"}
     if not rows or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
         raise InputError(f"{source}: no epoch, or one without {', '.join(sorted(keys))}")
     names = ("cells.png", "cells.gif", "alphas.png", "search.png") if "alphas" in rows[-1] else ("training.png",)
     paths = [source.with_name(name) for name in names]
-    if len(paths) == 1:
-        draw_training(*paths, rows)
-    else:
-        draw_cells(paths[0], load_genotype(source.with_name("genotype.txt")))
-        draw_cells_over_epochs(paths[1], [parse_genotype(row["genotype"]) for row in rows])
-        draw_alphas(paths[2], **rows[-1]["alphas"])
-        draw_search(paths[3], rows)
+    try:
+        if len(paths) == 1:
+            draw_training(*paths, rows)
+        else:
+            draw_cells(paths[0], load_genotype(source.with_name("genotype.txt")))
+            draw_cells_over_epochs(paths[1], [parse_genotype(row["genotype"]) for row in rows])
+            draw_alphas(paths[2], **rows[-1]["alphas"])
+            draw_search(paths[3], rows)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{source}: a row is not as this project writes it ({what})") from None
     return paths
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="of a run, such as search_first_order or weights/chexnet")
-    arguments = parser.parse_args()
-    try:
-        print(*draw_run(arguments.folder), sep="\n")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with guarded():
+        print(*draw_run(parser.parse_args().folder), sep="\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from scipy.stats import ttest_ind
 import visualize
 from genotypes import random_genotype, save_genotype
 from scores import AVERAGE, COSTS, read_scores
+from support.settings import guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ("first_order", "second_order", "second_order_exact", "random", "chexnet")
@@ -119,6 +120,7 @@ def main(arguments=None):
         parser.add_argument(f"--{name}", default="", help=f'options for {script} in one string: --{name}="--epochs 3"')
     options = parser.parse_args(arguments)
 
+    options.seeds = list(dict.fromkeys(options.seeds))  # a seed given twice is one training, not two
     trained = collect(folders := [run_seed(options, seed) for seed in options.seeds])
     title = (folders[0] / "results" / "auc.md").read_text(encoding="utf-8").split("**")[1]
     text = format_table(trained, f"Average {title}; seeds {', '.join(map(str, options.seeds))}")
@@ -130,4 +132,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    with guarded():
+        main()

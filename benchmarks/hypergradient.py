@@ -25,6 +25,7 @@ import utils
 from architect import Architect
 from dataset import FINDINGS, Films, Sampler, open_set
 from model_search import Network
+from support.settings import guarded
 from textbook import smooth_twin
 
 RADII = [10.0**-k for k in range(1, 9)]
@@ -122,4 +123,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with guarded():
+        main()

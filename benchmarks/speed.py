@@ -29,6 +29,7 @@ from architect import Architect
 from chexnet import CheXNet
 from dataset import FINDINGS
 from genotypes import PUBLISHED
+from support.settings import guarded
 
 CELL = PUBLISHED["CHESTXRAY14_FIRST_ORDER"]
 # name: C and cells of the supernet, C and cells of the derived network, pixels, films in a batch
@@ -163,4 +164,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with guarded():
+        main()

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from genotypes import EDGES, INPUT_NODES, PUBLISHED
+from support.settings import guarded
 from visualize import FAINT, KIND, KINDS, NODE_NAMES, PALE, add_arrow, add_box, add_text, save_picture
 
 WIDTH, HEIGHT = 9, 7.2  # inches; the axes measure in inches, too
@@ -117,7 +118,8 @@ def draw_way_to_the_table(axes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="of the picture, such as Summary.png")
-    draw_summary(parser.parse_args().path)
+    with guarded():
+        draw_summary(parser.parse_args().path)
 
 
 if __name__ == "__main__":

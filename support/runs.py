@@ -73,7 +73,8 @@ def read_run(folder):
         return None
     try:
         settings = json.loads(at.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError):
+        settings["checksum"], settings["dataset"], settings["epochs"] + 1
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{at} is damaged: repeat the command of that run, which writes it again") from None
     return settings, count_epochs(folder)
 
@@ -81,7 +82,7 @@ def read_run(folder):
 def count_epochs(folder):
     """The rows of metrics.jsonl."""
     metrics = Path(folder) / "metrics.jsonl"
-    return len(metrics.read_text(encoding="utf-8").splitlines()) if metrics.exists() else 0
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 def refuse_changes(folder, before, now):
@@ -218,6 +219,8 @@ class Run:
         elif made or count_epochs(self.folder) > 1:  # before that nothing is lost
             there = self.product if made else self.folder
             raise InputError(f"{there} is there without a checkpoint: move it away, or pass --fresh")
+        if saved is not None and not saved["finished"] and made and self.best.exists():
+            raise InputError(f"{self.product} is there, but is not of this run: move it away, or pass --fresh")
         at, text = self.folder / "settings.json", json.dumps(self.record, indent=1) + "\n"
         if not at.exists() or at.read_text(encoding="utf-8", errors="replace") != text:
             write(at, text)
@@ -244,11 +247,11 @@ class Run:
             # The next one written must not put a damaged one in the place of the good one.
             self.spare = self.before if path == self.checkpoint else None
             try:
-                saved = load_state(path)
+                saved = dict(load_state(path))
             except Exception as error:  # whatever zipfile and torch raise for a damaged file
                 print(f"warning: {path} is damaged ({type(error).__name__}): going on from the checkpoint before it")
                 continue
-            if "record" not in saved:
+            if not {"record", "states", "progress", "lengths", "finished"} <= saved.keys():
                 raise InputError(f"{path} is of an older version of this project: finish it there, or pass --fresh")
             return saved
         if there:
@@ -348,7 +351,7 @@ class Run:
             self.append("log.txt", text)
 
     def append(self, name, text):
-        with open(self.folder / name, "a", encoding="utf-8") as file:
+        with open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def write(self, name, text):
@@ -384,9 +387,11 @@ class Run:
     def finish(self, draw):
         """Draw the pictures of the folder, put the product into its place, and mark the run as finished."""
         if ranks.rank() == 0:
-            draw(self.folder)
-            if self.best.exists():
+            if self.product is not None and self.best.exists():
                 self.best.replace(self.product)
+            elif self.product is not None and not self.product.exists():
+                raise InputError(f"{self.best} is missing, which held the network: train again with --fresh")
+            draw(self.folder)
         where = f", in {self.product}" if self.product is not None else ""
         self.log(f"best val AUC {self.progress['best_auc']:.3f}{where}; {self.seconds() / 60:.1f} minutes")
         self.save(finished=True)

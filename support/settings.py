@@ -4,6 +4,7 @@ import argparse
 import ast
 import errno
 import math
+import os
 import sys
 import tokenize
 from contextlib import contextmanager
@@ -39,15 +40,28 @@ def guarded():
         yield
     except InputError as error:
         fail(str(error))
-    except torch.OutOfMemoryError:
-        fail("the GPU's memory is full: lower --batch-size, --c, --layers or --crop", status=1)
-    except OSError as error:
-        where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        if error.errno in FULL:
-            fail(f"{where}; make room and repeat the command: it goes on where it was saved", status=1)
-        if error.errno not in NO_PLACE or not error.filename:
+    except KeyboardInterrupt:
+        fail("stopped by Ctrl-C", status=130)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        memory = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
+        if memory == "the memory" and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
-        fail(f"{where}: choose another place with --out or --data")
+        fail(f"{memory} is full: lower --batch-size, --c, --layers or --crop", status=1)
+    except OSError as error:
+        fail_at_place(error)
+
+
+def fail_at_place(error):
+    """End the process with one line on an OSError that a place on disk is the reason of; raise any other."""
+    where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if error.errno in FULL:
+        fail(f"{where}; make room and repeat the command: it goes on where it was saved", status=1)
+    if error.errno not in NO_PLACE or not error.filename:
+        raise error
+    fail(f"{where}: choose another place with --out or --data")
 
 
 def fail(message, status=2):
@@ -89,6 +103,12 @@ def check_number(name, value):
         raise InputError(f"{name.upper()} (--{name.replace('_', '-')}) is {value} and must be {rule}")
 
 
+def check_set(name):
+    """Raise InputError for what is not the name of one folder."""
+    if name != os.path.basename(name) or name in ("", ".", ".."):
+        raise InputError(f"DATASET (--dataset) is {name!r} and must be the name of a folder in DATA (--data)")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"{self.prog}: {message} (see --help)")
@@ -121,4 +141,7 @@ def parse_settings(script, argv=None):
             settings[name] = value = value.get(settings["dataset"], value["phantom"])
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             check_number(name, value)
+        if name in ("out", "data"):
+            settings[name] = os.path.expanduser(value)
+    check_set(settings.get("dataset", "phantom"))
     return SimpleNamespace(**settings)

@@ -62,7 +62,19 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_s
     monkeypatch.setattr(compare, "run", run_here)
     small = " ".join(SMALL[2:])
     networks = " ".join([small, *NETWORK])
-    options = ["--seeds", "3", "--random", "2", "--dataset", "small", "--data", str(small_set), "--out", str(tmp_path)]
+    options = [
+        "--seeds",
+        "3",
+        "3",
+        "--random",
+        "2",
+        "--dataset",
+        "small",
+        "--data",
+        str(small_set),
+        "--out",
+        str(tmp_path),
+    ]
     options += ["--search", networks, "--train", networks, "--chexnet", small]
     compare.main(options)
     trained = pd.read_csv(tmp_path / "compare.csv", index_col="name")

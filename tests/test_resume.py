@@ -154,6 +154,19 @@ def drive(name, data, folder, kills, seed):
 # --- Stopped
 
 
+def stop_after(calls, original):
+    """`original`, which sends this process a SIGTERM in its call of that number."""
+    made = []
+
+    def interrupt(*arguments):
+        made.append(1)
+        if len(made) == calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    return interrupt
+
+
 TERM, INT = (signal.SIGTERM, 143), (signal.SIGINT, 130)
 
 
@@ -196,16 +209,9 @@ def test_a_stopped_run_saves_its_step_and_goes_on(
 @pytest.fixture(scope="session")
 def stopped_once(small_set, tmp_path_factory):
     """A search that was stopped in the second step of its second epoch."""
-    out, calls, original = tmp_path_factory.mktemp("stopped"), [], Sampler.next
-
-    def interrupt(sampler):
-        calls.append(1)
-        if len(calls) == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(sampler)
-
+    out = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sampler, "next", interrupt)
+        patch.setattr(Sampler, "next", stop_after(10, Sampler.next))
         with pytest.raises(SystemExit):
             start("search", small_set, out)
     return out
@@ -313,6 +319,19 @@ def test_a_full_gpu_names_the_settings_to_lower(small_set, tmp_path, monkeypatch
     monkeypatch.setattr(Network, "forward", full)
     line = one_line(start, "search", small_set, tmp_path, status=1)
     assert line == "error: the GPU's memory is full: lower --batch-size, --c, --layers or --crop\n"
+
+
+def test_a_foreign_network_in_the_place_of_the_product_is_not_overwritten(small_set, tmp_path, one_line, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "next", stop_after(4, Sampler.next))
+        with pytest.raises(SystemExit):
+            start("val", small_set, tmp_path)
+    (tmp_path / "weights" / "DARTS_V2_net.pth").write_bytes(b"a colleague's")
+    assert "is there, but is not of this run" in one_line(start, "val", small_set, tmp_path)
+    (tmp_path / "weights" / "DARTS_V2_net.pth").unlink()
+    (tmp_path / "weights" / "DARTS_V2" / "best.pth").unlink()
+    monkeypatch.setattr(val_train, "evaluate", lambda *_: (-2.0, 1.0))  # no later epoch is better
+    assert "best.pth is missing, which held the network" in one_line(start, "val", small_set, tmp_path)
 
 
 # --- Twice, and elsewhere

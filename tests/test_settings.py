@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import search_train
 from support import runs
 from support.files import InputError
-from support.settings import parse_settings, read_constants, start
+from support.settings import guarded, parse_settings, read_constants, start
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
 SCRIPT = '''"""What it does.
@@ -168,3 +168,41 @@ def test_on_windows_every_script_imports_and_helps():
     command = [sys.executable, "-W", "ignore", "-c", "\n".join(lines)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.count("--device") == 2 * 4, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (MemoryError(), 1, "the memory is full: lower --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "the memory is full"),
+        (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied: choose another place"),
+    ],
+)
+def test_what_ends_a_command_is_one_line(error, status, words, one_line):
+    def command():
+        with guarded():
+            raise error
+
+    assert words in one_line(command, status=status)
+
+
+def test_other_errors_keep_their_traceback():
+    for error in (RuntimeError("a bug"), ValueError("a bug"), OSError(5, "Input/output error")):
+        with pytest.raises(type(error)), guarded():
+            raise error
+
+
+def test_a_reader_of_a_pipe_may_leave():
+    code = "from support.settings import guarded\nwith guarded():\n    for k in range(10**6): print(k)"
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **options) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
+
+
+@pytest.mark.parametrize("name", ["", "..", "phantom/", "a/b"])
+def test_a_set_is_the_name_of_a_folder(script, name):
+    with pytest.raises(InputError, match="must be the name of a folder in DATA"):
+        parse_settings(script, ["--dataset", name])
