@@ -105,7 +105,8 @@ def read_text(path):
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     encoding = next((name for mark, name in marks.items() if raw.startswith(mark)), None)
     if encoding is None:  # every second byte of Latin text in UTF-16 is zero; no text in UTF-8 has a zero
-        encoding = "utf-8" if b"\0" not in raw[:100] else "utf-16-le" if raw[1:2] == b"\0" else "utf-16-be"
+        high_first = raw[0::2].count(0) > raw[1::2].count(0)
+        encoding = "utf-8" if b"\0" not in raw[:1000] else "utf-16-be" if high_first else "utf-16-le"
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError:

@@ -2,13 +2,16 @@
 
 import errno
 import fcntl
+import gzip
 import os
 import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from support.files import InputError, lock, replacing, write
+from support.files import InputError, lock, read_table, read_text, replacing, write
 from tests.test_scripts import ROOT
 
 HOLD = "import sys; from support.files import lock; held = lock(sys.argv[1]); print(flush=True); sys.stdin.read()"
@@ -46,3 +49,46 @@ def test_without_locks_there_is_a_warning_of_one_line(number, tmp_path, monkeypa
     out, err = capsys.readouterr()
     assert out.count("warning: ") == out.count("\n") == 2 and not err
     assert "no locks here" in out and "start no second process in this folder" in out
+
+
+LETTERS = st.characters(min_codepoint=32, max_codepoint=0xFF, exclude_characters="\x85\x7f")
+LATIN = st.text(LETTERS, min_size=2, max_size=40)
+WORD = st.text("abcXYZ 0123456789._-αß", min_size=1, max_size=8).filter(str.strip)
+
+
+@given(LATIN, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"]), st.booleans())
+def test_any_text_reads_back_from_any_encoding(tmp_path_factory, text, encoding, packed):
+    path = tmp_path_factory.getbasetemp() / "text"
+    content = f"{text}\r\nEnd".encode(encoding)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    if not text.startswith("PK"):
+        assert read_text(path) == f"{text}\nEnd"
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_text_and_a_table_or_one_line(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "bytes"
+    path.write_bytes(content)
+    for read in (read_text, read_table):
+        try:
+            read(path)
+        except InputError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+
+
+@given(
+    st.lists(st.tuples(WORD, WORD), min_size=1, max_size=5),
+    st.sampled_from(",;\t"),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["utf-8-sig", "utf-16"]),
+    st.booleans(),
+)
+def test_any_table_reads_back_whatever_separates_its_columns(
+    tmp_path_factory, rows, separator, end, encoding, trailing
+):
+    path = tmp_path_factory.getbasetemp() / "table"
+    lines = [separator.join(row) + separator * trailing for row in [("first", " second "), *rows]]
+    path.write_bytes(end.join(lines).encode(encoding))
+    table = read_table(path)
+    assert list(table.columns) == ["first", "second"]
+    assert list(table.itertuples(index=False, name=None)) == rows
