@@ -224,6 +224,14 @@ def test_weights_without_a_run_folder_are_not_overwritten(small_set, tmp_path, o
     assert (tmp_path / "weights" / "chexnet_net.pth").read_bytes() == b"somebody's"
 
 
+def test_a_cell_that_lies_in_a_searchs_folder_is_not_overwritten(small_set, tmp_path, one_line):
+    folder = tmp_path / "search_first_order"
+    folder.mkdir()
+    save_genotype(folder / "genotype.txt", PUBLISHED["DARTS_V1"])
+    assert "search_first_order is there without a checkpoint" in one_line(run, search_train, small_set, tmp_path)
+    assert load_genotype(folder / "genotype.txt") == PUBLISHED["DARTS_V1"]
+
+
 def equal(a, b):
     """Nested states are equal, tensors bit by bit."""
     assert type(a) is type(b)
