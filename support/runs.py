@@ -213,23 +213,25 @@ class Run:
             self.take_lock()
             made = False
         saved = self.load()
-        if saved is not None:
+        if saved is None:
+            self.refuse_results(made)
+        else:
             refuse_changes(self.folder, saved["record"]["settings"], self.record["settings"])
             self.record = saved["record"]
-        else:
-            self.refuse_results()
-        if saved is not None and not saved["finished"] and made and self.best.exists():
-            raise InputError(f"{self.product} is there, but is not of this run: move it away, or pass --fresh")
+            if made and self.best.exists() and not saved["finished"]:
+                raise InputError(f"{self.product} is there, but is not of this run: move it away, or pass --fresh")
         at, text = self.folder / "settings.json", json.dumps(self.record, indent=1) + "\n"
         if not at.exists() or at.read_text(encoding="utf-8", errors="replace") != text:
             write(at, text)
         return saved
 
-    def refuse_results(self):
-        """Raise InputError where, without a checkpoint, there are results. Up to the first epoch nothing is lost."""
+    def refuse_results(self, made):
+        """Raise InputError where, without a checkpoint, there are results. Up to the first epoch nothing is lost.
+
+        made: whether the product is there.
+        """
         whole = {name for name in os.listdir(self.folder) if name != "lock" and not name.endswith(".part")}
         foreign = bool(whole) and "settings.json" not in whole
-        made = self.product is not None and self.product.exists()
         if made or foreign or count_epochs(self.folder) > 1:
             there = self.product if made else self.folder
             raise InputError(f"{there} is there without a checkpoint: move it away, or pass --fresh")
