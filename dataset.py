@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from support import ranks
-from support.files import InputError, replacing, write
+from support.files import InputError, read_table, replacing, write
 
 FINDINGS = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -74,10 +74,12 @@ def check_table(table, films):
     """The labels of `table` as an array; ValueError, naming the row, unless it describes `films` films."""
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
-        raise InputError(f"no column {missing[0]!r}")
+        raise InputError(f"no column {missing[0]!r} among {', '.join(map(repr, table.columns))}")
     if len(table) != films:
         raise InputError(f"{len(table)} rows for the {films} films of images.npy")
     labels = encode_findings(table["Finding Labels"])
+    if (empty := table["Patient ID"] == "").any():  # they would count as one patient
+        raise InputError(f"row {int(np.flatnonzero(empty)[0]) + 1}: no Patient ID")
     for column, values in (("split", SPLITS), ("Image Index", None)):
         bad = ~table[column].isin(values) if values else table[column].duplicated()
         if bad.any():
@@ -160,14 +162,19 @@ def load_set(folder):
     folder = Path(folder)
     for name in ("images.npy", "labels.csv", "source.json"):
         if not (folder / name).is_file():
-            raise InputError(f"{folder / name} is missing: prepare the set first (see docs/data.md)")
+            there = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/source.json"))) or "none"
+            raise InputError(
+                f"{folder / name} is missing: prepare the set first (see docs/data.md); sets there: {there}"
+            )
     at = folder / "images.npy"
     try:
         images = np.load(at, mmap_mode="r", allow_pickle=False)
         if images.dtype != np.uint8 or images.ndim != 3:
             raise InputError(f"must be uint8 (N, H, W), not {images.dtype} {images.shape}")
         at = folder / "labels.csv"
-        table = pd.read_csv(at, dtype={"Image Index": str, "Finding Labels": str}, keep_default_na=False)
+        table = read_table(at)
+        if "Patient ID" in table and table["Patient ID"].str.fullmatch("[0-9]{1,18}").all():
+            table["Patient ID"] = table["Patient ID"].astype("int64")  # the order of numbers
         labels = check_table(table, len(images))
         at = folder / "source.json"
         source = json.loads(at.read_text(encoding="utf-8"))

@@ -5,15 +5,14 @@ A cell has two input nodes, 0 and 1 (the outputs of the two cells before it), an
 (operation, source node); the cell's output is the concatenation of the nodes in `*_concat`.
 """
 
-import ast
 import hashlib
 import os
 import random
 import re
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from support.calls import find_call, shown
 from support.files import InputError, read_text, write
 
 # The candidate operations of the paper's section 3.1, in the order of its authors' code and of the columns of α.
@@ -29,7 +28,6 @@ EDGES_PER_NODE = 2  # kept by the derivation
 # The rows of α: edge (source i, node j), node by node.
 EDGES = tuple((i, j) for j in range(INPUT_NODES, INPUT_NODES + NODES) for i in range(j))
 
-MAX_GENOTYPE = 10_000  # characters; a real one has about 600
 MAX_FILE = 10_000_000  # bytes; it may be a whole log
 
 
@@ -112,17 +110,17 @@ def check_genotype(genotype):
         pairs, concat = getattr(genotype, kind), getattr(genotype, kind + "_concat")
         expected = EDGES_PER_NODE * NODES
         if not isinstance(pairs, list) or len(pairs) != expected:
-            there = f"a list of {len(pairs)}" if isinstance(pairs, list) else _shown(pairs)
+            there = f"a list of {len(pairs)}" if isinstance(pairs, list) else shown(pairs)
             raise InputError(f"{kind} must be a list of {expected} (operation, node) pairs, two per node, not {there}")
         for k, pair in enumerate(pairs):
             node = INPUT_NODES + k // EDGES_PER_NODE
             if not (isinstance(pair, tuple) and len(pair) == 2):
-                raise InputError(f"{kind}[{k}] must be an (operation, node) pair, not {_shown(pair)}")
+                raise InputError(f"{kind}[{k}] must be an (operation, node) pair, not {shown(pair)}")
             op, source = pair
             if op not in PRIMITIVES or op == "none":
-                raise InputError(f"{kind}[{k}]: unknown operation {_shown(op)}; known: {', '.join(PRIMITIVES[1:])}")
+                raise InputError(f"{kind}[{k}]: unknown operation {shown(op)}; known: {', '.join(PRIMITIVES[1:])}")
             if type(source) is not int or not 0 <= source < node:
-                raise InputError(f"{kind}[{k}]: node {node} can take nodes 0 to {node - 1}, not {_shown(source)}")
+                raise InputError(f"{kind}[{k}]: node {node} can take nodes 0 to {node - 1}, not {shown(source)}")
             if k % EDGES_PER_NODE and source == pairs[k - 1][1]:
                 raise InputError(f"{kind}[{k}]: node {node} takes node {source} twice")
         allowed = set(range(INPUT_NODES, INPUT_NODES + NODES))
@@ -132,7 +130,7 @@ def check_genotype(genotype):
             and all(type(node) is int and node in allowed for node in concat)
             and len(set(concat)) == len(concat)
         ):
-            raise InputError(f"{kind}_concat must list different intermediate nodes, not {_shown(concat)}")
+            raise InputError(f"{kind}_concat must list different intermediate nodes, not {shown(concat)}")
 
 
 def format_genotype(genotype):
@@ -214,15 +212,15 @@ def given_genotype(given):
             name = "cell_" + hashlib.sha256(format_genotype(found.genotype).encode()).hexdigest()[:8]
     else:
         known = ", ".join(["random", *PUBLISHED])
-        raise InputError(f"genotype {_shown(given)}: no such file, no 'Genotype(...)', and not one of {known}")
+        raise InputError(f"genotype {shown(given)}: no such file, no 'Genotype(...)', and not one of {known}")
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{,63}", name):
         rule = "1 to 64 of a-z, A-Z, 0-9, '_', '-' and '.' (not in front)"
-        raise InputError(f"genotype {_shown(given)}: a network's name has {rule}, not {_shown(name)}: {remedy}")
+        raise InputError(f"genotype {shown(given)}: a network's name has {rule}, not {shown(name)}: {remedy}")
     published = {known.lower(): genotype for known, genotype in PUBLISHED.items()}
     if name.lower().removesuffix(".pth").endswith("_net"):
-        raise InputError(f"genotype {_shown(given)}: a weights file is called so, not a network: {remedy}")
+        raise InputError(f"genotype {shown(given)}: a weights file is called so, not a network: {remedy}")
     if TAKEN.fullmatch(name) or published.get(name.lower(), found.genotype) != found.genotype:
-        raise InputError(f"genotype {_shown(given)}: its network would be called {name}, which is taken: {remedy}")
+        raise InputError(f"genotype {shown(given)}: its network would be called {name}, which is taken: {remedy}")
     return name, found
 
 
@@ -254,21 +252,6 @@ def open_genotype(path):
     return find_genotype(read_text(path), path)
 
 
-# --- Finding a genotype in a text, and reading it as data
-
-# Where one begins. Lines of a program that give no cell count only where there is nothing else: comments, functions.
-START = re.compile(r"^[ \t]*(?:#.*|(?:class|return) Genotype\()|Genotype\(", re.MULTILINE)
-
-# `NAME = Genotype(`, also `NAME = genotype = Genotype(` and `NAME = ("genotypes.Genotype(`; and a line `DARTS = NAME`.
-NAMED = re.compile(r"""(?<!\S)([^\s=]+)\s*=\s*+(?:genotype\s*=)?[\s"'(`]*(?:\w+\.){,3}(?=Genotype\()""")
-ALIAS = re.compile(r"^[ \t]*(\w+)[ \t]*=[ \t]*(\w+)[ \t]*(?:#.*)?$", re.MULTILINE)
-
-# What word processors and web pages make of quotes and spaces.
-PLAIN = str.maketrans(
-    dict.fromkeys("‘’‚‛", "'") | dict.fromkeys("“”„‟", '"') | {"\u00a0": " ", "\u200b": "", "\ufeff": ""}
-)
-
-
 class Found(NamedTuple):
     """A genotype in a text; the name in front of it there, or ""; a line on how it was chosen, "" for the only one."""
 
@@ -278,116 +261,19 @@ class Found(NamedTuple):
 
 
 def find_genotype(text, source):
-    """The genotype in a text, whatever stands around it, as `Found`. Nothing in the text is executed.
+    """The genotype in a text, whatever stands around it (`support.calls.find_call`), as `Found`.
 
-    A genotype reaches from `Genotype(` to the bracket that closes it. Of several the last one counts, or, where a line
-    behind the last one says `DARTS = NAME`, the one called NAME. source: what messages call the text.
-    Raises InputError with one line on the first thing that does not fit.
+    source: what messages call the text. Raises InputError with one line on the first thing that does not fit.
     """
-    starts = [match.start() for match in START.finditer(text) if match[0] == "Genotype("]
-    starts = starts or [match.start() for match in re.finditer(r"Genotype\(", text)]
-    if not starts:
-        raise InputError(f"{source}: no 'Genotype({'=[...], '.join(Genotype._fields)}=[...])' in it")
-    names = {match[1]: match.end() for match in NAMED.finditer(text)}
-    start, which = starts[-1], "the last one"
-    for alias, name in ALIAS.findall(text, start):
-        if name in names:
-            start, which = names[name], name
-            names[alias] = start
-    end = next((later for later in starts if later > start), len(text))
-    several = len(starts) > 1
+    which = ""
     try:
-        genotype = _read_call(_cut_out(text[start:end]))
-        check_genotype(genotype)
+        call = find_call(text, "Genotype", Genotype._fields, PRIMITIVES)
+        which = call.which
+        parts = {name: v if name.endswith("concat") else _pairs(v, name) for name, v in call.parts.items()}
+        check_genotype(genotype := Genotype(**parts))
     except InputError as error:
-        which = f"{which} of {len(starts)} genotypes: " if several else ""
-        raise InputError(f"{source}: {which}{error}") from None
-    name = next((name for name, at in names.items() if at == start), "")
-    return Found(genotype, name, f"{source}: {len(starts)} genotypes, {which} is taken" if several else "")
-
-
-def _cut_out(text):
-    """From `Genotype(`, which the text begins with, to its closing bracket: one line, without comments.
-
-    A line may have been broken anywhere, also within a name; a `>` at its start is a quotation's. No backslash belongs
-    to a genotype: JSON and Markdown put them in front of quotes and underscores. Raises InputError.
-    """
-    text = text[:MAX_GENOTYPE].translate(PLAIN).replace("\\", "")
-    text = re.sub(r"""(['"])\s*\1""", "", text)  # a program's "..." "..." is one string
-    kept, depth = [], 0
-    for match in re.finditer(r"""'[^']*'|"[^"]*"|#[^\n]*|[^'"#()\[\]{}]+|.""", text, re.DOTALL):
-        token = match[0]
-        if token.startswith("#"):
-            continue
-        kept.append(token)
-        depth += (token in ("(", "[", "{")) - (token in (")", "]", "}"))
-        if depth == 0 and len(kept) > 1:
-            return re.sub(r"\n[\s>]*", "", "".join(kept))
-    raise InputError(f"the bracket of 'Genotype(' is not closed (within {MAX_GENOTYPE} characters)")
-
-
-def _read_call(line):
-    """The Genotype that `line`, `Genotype(...)`, denotes; not checked yet. Raises InputError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the parser's, on what is refused below
-            call = ast.parse(line, mode="eval").body
-    except SyntaxError as error:
-        rest = line[max((error.offset or 1) - 1, 0) :]
-        raise InputError(f"cannot be read from {_shown(rest)} on") from None
-    except (ValueError, MemoryError, RecursionError):
-        raise InputError("cannot be read") from None
-    if len(call.args) > len(Genotype._fields):
-        raise InputError(f"{len(call.args)} parts, not {', '.join(Genotype._fields)}")
-    parts = [*zip(Genotype._fields, call.args, strict=False), *((part.arg, part.value) for part in call.keywords)]
-    values = {}
-    for name, node in parts:
-        if name not in Genotype._fields:
-            raise InputError(f"{name or '**'} is none of its parts: {', '.join(Genotype._fields)}")
-        if name in values:
-            raise InputError(f"{name} is there twice")
-        try:
-            value = _value(node, line)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
-        values[name] = value if name.endswith("concat") else _pairs(value, name)
-    for name in Genotype._fields:
-        if name not in values:
-            raise InputError(f"{name} is missing")
-    return Genotype(**values)
-
-
-def _value(node, line):
-    """What a node of the syntax tree of `line` denotes: a string, a number or a list of these. Raises InputError."""
-    if isinstance(node, ast.Constant) and type(node.value) is str:
-        return node.value
-    if isinstance(node, ast.Constant) and type(node.value) is int and node.value < 100:
-        return node.value
-    if isinstance(node, ast.Name) and node.id in PRIMITIVES:  # a shell took the quotes away
-        return node.id
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_value(element, line) for element in node.elts]
-    if isinstance(node, ast.Set):
-        return sorted((_value(element, line) for element in node.elts), key=str)
-    if isinstance(node, ast.Call) and (value := _call_value(node, line)) is not None:
-        return value
-    there = line.encode()[node.col_offset : node.end_col_offset].decode()
-    raise InputError(f"{_shown(there)} is neither an operation nor a node nor a list of them")
-
-
-def _call_value(node, line):
-    """What `range(2, 6)`, `list(...)`, `np.int64(2)` and the like denote; None for other calls. Raises InputError."""
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    values = [_value(argument, line) for argument in node.args]
-    if name == "range" and all(type(value) is int for value in values) and not node.keywords:
-        return list(range(*values)) if len(values) in (1, 2, 3) and values[2:] != [0] else None
-    if len(values) != 1 or any(keyword.arg not in ("dtype", "device") for keyword in node.keywords):
-        return None
-    (value,) = values
-    if name in ("set", "frozenset") and isinstance(value, list):
-        return sorted(value, key=str)
-    kinds = r"list|tuple|array|tensor" if isinstance(value, list) else r"u?int\d*|str_|array|tensor"
-    return value if re.fullmatch(kinds, name) else None
+        raise InputError(f"{source}: {which}: {error}" if which else f"{source}: {error}") from None
+    return Found(genotype, call.name, f"{source}: {which} is taken" if which else "")
 
 
 def _pairs(value, kind):
@@ -402,9 +288,3 @@ def _pairs(value, kind):
                 raise InputError(f"{kind}: node {node} must have {EDGES_PER_NODE} pairs, not {len(group)}")
         value = [pair for group in value for pair in group]
     return [tuple(pair) if isinstance(pair, list) else pair for pair in value]
-
-
-def _shown(value):
-    """A value in an error's line, cut to a readable length."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -112,9 +112,9 @@ def main(settings):
         scheduler.step()
 
         genotype = network.genotype()
-        run.write("genotype_last.txt", format_genotype(genotype) + "\n")
+        run.write("genotype_last.txt", format_genotype(genotype))
         if run.is_best(auc):
-            run.write("genotype.txt", format_genotype(genotype) + "\n")
+            run.write("genotype.txt", format_genotype(genotype))
         state = diagnostics(genotype, *alphas)
         scores = f"{epoch:5}   {lr:7.4f}   {means['train']:10.4f}   {means['val']:12.4f}   {auc:7.3f}"
         run.end_epoch(

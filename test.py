@@ -48,10 +48,13 @@ def load_network(path):
         network.load_state_dict(saved["weights"])
         if not {"checksum", "crop", "dataset"} <= settings.keys():
             raise ValueError("it does not say what it was trained on")
+        finite = all(tensor.isfinite().all() for tensor in saved["weights"].values())
     except Exception as error:  # torch raises many kinds for a file that is not what it should be
         kind = type(error).__name__
         what = f"damaged, or not a weights file of this project ({kind})"
         raise InputError(f"{path}: {what}: train it again, or move it away") from None
+    if not finite:
+        raise InputError(f"{path}: holds weights that are not finite: train it again, or move it away")
     return network, saved
 
 

@@ -364,10 +364,10 @@ class Run:
         with open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
-    def write(self, name, text):
-        """A text file in the folder, whole or not at all."""
+    def write(self, name, line):
+        """A text file of one line in the folder, whole or not at all."""
         if ranks.rank() == 0:
-            write(self.folder / name, text)
+            write(self.folder / name, line + "\n")
 
     def is_best(self, auc):
         """Whether this epoch's val AUC is the best so far."""

@@ -72,7 +72,11 @@ def change(table, row, column, value):
         (lambda t: change(t, 0, "split", "holdout"), "row 1: split 'holdout' must be one of"),
         (lambda t: change(t, 9, "Image Index", t["Image Index"][3]), "row 10: Image Index .* is there twice"),
         (lambda t: t.iloc[:-1], "111 rows for the 112 films"),
-        (lambda t: t.drop(columns="Patient ID"), "no column 'Patient ID'"),
+        (
+            lambda t: t.drop(columns="Patient ID"),
+            "no column 'Patient ID' among 'Image Index', 'Finding Labels', 'split'",
+        ),
+        (lambda t: change(t.astype({"Patient ID": object}), 6, "Patient ID", ""), "row 7: no Patient ID"),
         (no_positive_test_film, "split 'test' has no finding with a positive and a negative film"),
         (lambda t: t.assign(split=t["split"].replace("val", "train")), "split 'val' has no film"),
     ],
@@ -108,8 +112,22 @@ def test_files_that_changed_or_are_missing_are_named(tmp_path):
     (tmp_path / "s" / "images.npy").unlink()
     with pytest.raises(ValueError, match=r"images\.npy is missing: prepare the set first"):
         load_set(tmp_path / "s")
-    with pytest.raises(ValueError, match=r"other.*is missing"):
+    write_set(tmp_path / "u", images(table), table, {})
+    with pytest.raises(ValueError, match=r"other.*is missing: .*; sets there: s, u$"):
         open_set(tmp_path, "other")
+
+
+def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
+    table = small_table()
+    write_set(tmp_path / "s", images(table), table, {})
+    text = table.to_csv(index=False, sep=";", lineterminator="\r\n", encoding="utf-16")
+    (tmp_path / "s" / "labels.csv").write_bytes(text.encode("utf-16"))
+    record = json.loads((tmp_path / "s" / "source.json").read_text())
+    record["checksum"] = set_checksum(tmp_path / "s")
+    (tmp_path / "s" / "source.json").write_text(json.dumps(record))
+    read = load_set(tmp_path / "s")
+    assert read.table["Patient ID"].to_list() == table["Patient ID"].to_list()  # numbers, in the order of numbers
+    assert np.array_equal(read.labels, encode_findings(table["Finding Labels"]))
 
 
 @pytest.fixture

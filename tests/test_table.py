@@ -226,6 +226,10 @@ def test_damaged_and_foreign_weights_are_refused(copy, table, one_line):
     assert "DARTS_V1_net.pth: damaged, or not a weights file" in one_line(table, copy)
     assert not (copy / "executed").exists()
     saved = torch.load(copy / "weights" / "first_order_net.pth", weights_only=True)
+    saved["weights"]["classifier.bias"][3] = torch.nan
+    torch.save(saved, path)
+    assert "DARTS_V1_net.pth: holds weights that are not finite" in one_line(table, copy)
+    saved["weights"]["classifier.bias"][3] = 0
     saved["settings"]["c"] = 8
     torch.save(saved, path)
     assert "DARTS_V1_net.pth: damaged, or not a weights file" in one_line(table, copy)

@@ -1,0 +1,64 @@
+"""What holds for every file: importing does no work, imports run downwards, nothing read is executed."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+def test_importing_any_file_prints_and_writes_nothing(tmp_path):
+    names = [*MODULES, "data.prepare_phantom", "data.prepare_chestxray14"]
+    lines = [f"import sys; sys.path.insert(0, {str(ROOT)!r})", *(f"import {name}" for name in names)]
+    command = [sys.executable, "-B", "-c", "\n".join(lines)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+# A file imports only files of a lower number; support/ is 0, and its files import each other.
+LAYER = {"support": 0, "operations": 1, "genotypes": 1, "dataset": 1, "utils": 1, "textbook": 1}
+LAYER |= {"architect": 2, "model_search": 2, "model_eval": 2, "scores": 2, "visualize": 2}
+LAYER |= {"chexnet": 3}  # the network and its script
+LAYER |= {"search_train": 4, "val_train": 4, "test": 4}
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("support/*.py")], ids=lambda path: path.stem)
+def test_imports_run_downwards(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    ours = {name.split(".")[0] for name in imported} & LAYER.keys()
+    if path.parent.name == "support":
+        assert ours <= {"support"}
+    else:
+        assert all(LAYER[name] < LAYER[path.stem] for name in ours), ours
+
+
+def test_nothing_is_executed_or_unpickled_from_files():
+    for path in [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("support/*.py"),
+        *ROOT.glob("data/*.py"),
+        *ROOT.glob("benchmarks/*.py"),
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("eval", "exec", "pickle.load", "pickle.loads"), path
+                if name == "torch.load":
+                    assert "weights_only=True" in ast.unparse(node), path
+
+
+def test_scripts_are_imported_by_no_module():
+    for name in MODULES:
+        source = importlib.import_module(name).__file__
+        tree = ast.parse(Path(source).read_text(encoding="utf-8"))
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not imported & {"search_train", "val_train", "test"}, name
