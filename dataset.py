@@ -50,6 +50,7 @@ class PreparedSet:
     table: pd.DataFrame
     checksum: str
     notice: str  # what a table of results on this set must say
+    source: dict  # source.json
 
     def rows(self, split):
         """Row numbers of a split's films, in file order."""
@@ -183,7 +184,7 @@ def load_set(folder):
             raise InputError("its checksum does not fit images.npy and labels.csv: prepare the set again")
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RecursionError) as error:
         raise InputError(f"{at}: {error}") from None
-    return PreparedSet(folder.name, images, labels, table, checksum, notice)
+    return PreparedSet(folder.name, images, labels, table, checksum, notice, source)
 
 
 def open_set(data, name):

@@ -42,6 +42,12 @@ def seed_everything(seed, device, deterministic=False):
     return torch.Generator(device).manual_seed(seed)
 
 
+def check_recipe(name):
+    """Raise InputError unless `name` is a recipe of val_train.py and chexnet.py."""
+    if name not in ("one_cycle", "reference"):
+        raise InputError(f"RECIPE (--recipe) is {name!r} and must be one_cycle or reference")
+
+
 def autocast(device):
     """bfloat16 on GPUs that have it; elsewhere nothing changes."""
     dtype = autocast_type(device)

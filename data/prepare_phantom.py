@@ -1,6 +1,6 @@
 """Make the phantom: a synthetic set of chest X-ray films with the 14 findings of ChestX-ray14.
 
-    python -m data.prepare_phantom [FOLDER]    makes data/phantom/, or FOLDER: images.npy, labels.csv, source.json
+    python -m data.prepare_phantom [FOLDER] [--seed N]    makes data/phantom/, or FOLDER: a prepared set
 
 Every film is drawn from numbers: a patient's anatomy, pose and exposure, and the sign of each finding,
 subtle or obvious by chance. 4,500 films of 64 x 64 px take about 20 s on a CPU core; a seed always gives the
@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from dataset import FINDINGS, format_counts, write_set
-from support.files import lock
+from dataset import FINDINGS, format_counts, load_set, write_set
+from support.files import InputError, lock
 from support.runs import progress
 from support.settings import guarded
 
@@ -430,14 +430,21 @@ def main():
         prog="python -m data.prepare_phantom", description="Make the phantom, a synthetic set of chest X-ray films."
     )
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where it is made (%(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="another one draws other patients (%(default)s)")
     with guarded():
-        folder = parser.parse_args().folder
+        options = parser.parse_args()
+        folder = options.folder
+        if options.seed < 0:
+            raise InputError(f"--seed is {options.seed} and must be at least 0")
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / "lock", timeout=-1)  # of two scripts on a new clone the second waits, and finds it there
         if (folder / "source.json").exists():
+            seed = load_set(folder).source.get("seed")
+            if seed != options.seed:
+                raise InputError(f"{folder} is of seed {seed}: name another folder for seed {options.seed}")
             print(f"{folder} is there already and left as it is ({NOTICE})")
         else:
-            print(format_counts(prepare(folder)))
+            print(format_counts(prepare(folder, options.seed)))
             print(f"made {folder}: {NOTICE}")
         held.release()
 

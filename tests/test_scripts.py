@@ -173,6 +173,7 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
         (search_train, "--crop", 40, "crop 40 must be a multiple of 32"),
         (val_train, "--drop-path", 1.5, "DROP_PATH (--drop-path) is 1.5 and must be at least 0 and below 1"),
         (val_train, "--lr", "inf", "must be a number, at least 0"),
+        (val_train, "--recipe", "adam", "RECIPE (--recipe) is 'adam' and must be one_cycle or reference"),
         (chexnet, "--patience", -1, "PATIENCE (--patience) is -1 and must be a number, at least 0"),
     ],
 )
@@ -200,7 +201,7 @@ def test_settings_without_effect_do_not_matter(copy, small_set, capsys):
 
 def test_fresh_moves_the_old_run_and_its_weights_aside(copy, small_set):
     old = files(copy / "weights")
-    run(chexnet, small_set, copy, "--fresh", "--lr", 0.01)
+    run(chexnet, small_set, copy, "--fresh", "--one-cycle-lr", 0.01)
     moved = {p.name: p for p in (copy / "weights").iterdir() if p.name.startswith("chexnet") and "." in p.name}
     (folder,) = [p for p in moved.values() if p.is_dir()]
     (weights,) = [p for p in moved.values() if p.is_file() and p.name != "chexnet_net.pth"]
@@ -335,10 +336,34 @@ def test_drop_path_grows_linearly_over_the_epochs(small_set, tmp_path, monkeypat
 
 def test_chexnets_learning_rate_falls_on_a_plateau_and_ends_the_training(small_set, tmp_path, monkeypatch):
     monkeypatch.setattr(chexnet, "evaluate", lambda *_: (0.5, 1.0))
-    run(chexnet, small_set, tmp_path, "--epochs", 50, "--lr", 1e-6)
+    run(chexnet, small_set, tmp_path, "--recipe", "reference", "--epochs", 50, "--lr", 1e-6)
     rates = [row["lr"] for row in metrics(tmp_path / "weights" / "chexnet")]
     # The first epoch is the best, the next changes nothing, the third divides; then every second epoch does.
     assert rates == pytest.approx([1e-6] * 3 + [1e-7] * 2)
+
+
+@pytest.mark.parametrize("script", [val_train, chexnet])
+def test_one_cycle_is_adamw_whose_rate_rises_and_falls_by_the_step(small_set, tmp_path, monkeypatch, script):
+    monkeypatch.setattr(script, "evaluate", lambda *_: (0.5, 1.0))
+    cell = ["--genotype", "DARTS_V1"] if script is val_train else []
+    run(script, small_set, tmp_path, *cell, "--recipe", "one_cycle", "--epochs", 4, "--one-cycle-lr", 0.003)
+    folder = tmp_path / "weights" / ("DARTS_V1" if cell else "chexnet")
+    rates = [row["lr"] for row in metrics(folder)]
+    # 12 steps: up in 0.3 of them from a 25th, then down to a 10,000th of where it began.
+    assert rates[0] == pytest.approx(0.003 / 25) and 0.002 < rates[1] < 0.003
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    states = torch.load(folder / "checkpoint.pt", weights_only=True)["states"]
+    (group,) = states["optimizer"]["param_groups"]
+    assert group["decoupled_weight_decay"] and group["weight_decay"] == 0.05
+
+
+def test_the_reference_recipe_is_sgd_along_a_cosine_by_the_epoch(small_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(val_train, "evaluate", lambda *_: (0.5, 1.0))
+    run(val_train, small_set, tmp_path, "--genotype", "DARTS_V1", "--recipe", "reference", "--epochs", 4, "--lr", 0.1)
+    folder = tmp_path / "weights" / "DARTS_V1"
+    assert [row["lr"] for row in metrics(folder)] == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
+    (group,) = torch.load(folder / "checkpoint.pt", weights_only=True)["states"]["optimizer"]["param_groups"]
+    assert group["momentum"] == 0.9 and group["weight_decay"] == 3e-4
 
 
 def test_the_bfloat16_path_of_gpus_runs(small_set, tmp_path, monkeypatch):
