@@ -50,7 +50,6 @@ class PreparedSet:
     table: pd.DataFrame
     checksum: str
     notice: str  # what a table of results on this set must say
-    source: dict  # source.json
 
     def rows(self, split):
         """Row numbers of a split's films, in file order."""
@@ -184,7 +183,7 @@ def load_set(folder):
             raise InputError("its checksum does not fit images.npy and labels.csv: prepare the set again")
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RecursionError) as error:
         raise InputError(f"{at}: {error}") from None
-    return PreparedSet(folder.name, images, labels, table, checksum, notice, source)
+    return PreparedSet(folder.name, images, labels, table, checksum, notice)
 
 
 def open_set(data, name):

@@ -10,13 +10,14 @@ AUC on it says nothing about patients. The signs are simplified from the Fleisch
 """
 
 import argparse
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
-from dataset import FINDINGS, format_counts, load_set, write_set
+from dataset import FINDINGS, format_counts, write_set
 from support.files import InputError, lock
 from support.runs import progress
 from support.settings import guarded
@@ -439,9 +440,9 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / "lock", timeout=-1)  # of two scripts on a new clone the second waits, and finds it there
         if (folder / "source.json").exists():
-            seed = load_set(folder).source.get("seed")
+            seed = json.loads((folder / "source.json").read_text(encoding="utf-8")).get("seed")
             if seed != options.seed:
-                raise InputError(f"{folder} is of seed {seed}: name another folder for seed {options.seed}")
+                raise InputError(f"{folder} is a set of seed {seed}: name another folder for seed {options.seed}")
             print(f"{folder} is there already and left as it is ({NOTICE})")
         else:
             print(format_counts(prepare(folder, options.seed)))

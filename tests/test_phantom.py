@@ -75,12 +75,12 @@ def test_first_use_makes_the_whole_set(tmp_path, monkeypatch, request):
 def test_two_scripts_at_once_draw_it_once(tmp_path, monkeypatch, capsys):
     second, calls = threading.Thread(target=phantom.main), []
 
-    def prepare(folder):
-        calls.append(folder)
+    def prepare(folder, seed):
+        calls.append((folder, seed))
         if len(calls) == 1:
             second.start()
             second.join(timeout=1)  # not locked out, it would be through by now
-        (folder / "source.json").write_text("{}")
+        (folder / "source.json").write_text('{"seed": 1}')
         return {split: {} for split in FEW}
 
     monkeypatch.setattr(phantom, "prepare", prepare)
@@ -88,7 +88,20 @@ def test_two_scripts_at_once_draw_it_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(tmp_path / "phantom")])
     phantom.main()
     second.join()
-    assert calls == [tmp_path / "phantom"] and "left as it is" in capsys.readouterr().out
+    assert calls == [(tmp_path / "phantom", 1)] and "left as it is" in capsys.readouterr().out
+
+
+def test_the_seed_is_an_option_and_a_set_of_another_seed_is_left_as_it_is(tmp_path, monkeypatch, one_line):
+    monkeypatch.setattr(phantom.prepare, "__defaults__", (phantom.FOLDER, phantom.SEED, FEW, phantom.SIZE))
+    monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(tmp_path / "seven"), "--seed", "7"])
+    phantom.main()
+    checksum = set_checksum(tmp_path / "seven")
+    phantom.prepare(tmp_path / "same", seed=7)
+    assert checksum == set_checksum(tmp_path / "same")
+    for seed, problem in (("8", "is a set of seed 7: name another folder for seed 8"), ("-1", "must be at least 0")):
+        monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(tmp_path / "seven"), "--seed", seed])
+        assert problem in one_line(phantom.main)
+    assert checksum == set_checksum(tmp_path / "seven")
 
 
 def test_a_film_does_not_depend_on_the_films_before_it():
