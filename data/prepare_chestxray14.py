@@ -43,7 +43,7 @@ from data import fetch_chestxray14 as fetch
 from data.fetch_chestxray14 import reduce_film, some
 from dataset import COLUMNS, FINDINGS, NO_FINDING, SPLITS, format_counts, write_set
 from support.files import InputError, lock, read_table, read_text, write
-from support.runs import progress
+from support.progress import progress
 from support.settings import guarded
 
 OUT = Path(__file__).resolve().parent  # the set's folder is made here

@@ -19,7 +19,7 @@ import pandas as pd
 
 from dataset import FINDINGS, format_counts, write_set
 from support.files import InputError, lock
-from support.runs import progress
+from support.progress import progress
 from support.settings import guarded
 
 FOLDER = Path(__file__).resolve().parent / "phantom"

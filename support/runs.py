@@ -11,7 +11,6 @@ it is, other settings are refused, `--fresh` moves the old folder aside.
 """
 
 import json
-import math
 import os
 import platform
 import signal
@@ -26,10 +25,10 @@ from tqdm import tqdm
 
 from support import ranks
 from support.files import InputError, load_state, lock, save_state, write
+from support.progress import Losses, Pace, progress
 
 LOG_EVERY = 10  # steps between readings of the loss, and between the ranks' asking each other whether to stop
 CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
-MINUTE = 60  # seconds between lines of progress in a log
 
 LOGS = ("log.txt", "metrics.jsonl")
 WITHOUT_EFFECT = {"out", "data", "fresh"}  # settings that say where a run goes, not what it computes
@@ -95,71 +94,6 @@ def refuse_changes(folder, before, now):
             f"{folder}: {name} was {before.get(name)!r}, now {now.get(name)!r}{also}; "
             "set it back, start elsewhere with --out FOLDER, or move the old run aside with --fresh"
         )
-
-
-def progress(items, title, total, done=0):
-    """A bar over `items`; where standard error is no terminal, a line at most every minute instead.
-
-    total: number of items, of which `done` were done before.
-    """
-    look = {"desc": title, "total": total, "initial": done, "leave": False}
-    if sys.stderr.isatty():
-        return tqdm(items, mininterval=1, disable=ranks.rank() > 0, **look)
-    form = "{desc}: {n_fmt} of {total_fmt}{postfix}, {remaining} left"
-    slow = {"mininterval": MINUTE, "delay": MINUTE, "miniters": 1}
-    return tqdm(items, bar_format=form, file=_Lines(), disable=ranks.rank() > 0, **slow, **look)
-
-
-class _Lines:
-    """Standard error for tqdm, whose updates become lines instead of overwriting each other."""
-
-    def write(self, text):
-        if text.strip("\r\n "):
-            print(text.strip("\r\n "), file=sys.stderr)
-
-    def flush(self):
-        sys.stderr.flush()
-
-
-class Losses:
-    """Means of an epoch's losses, summed on the device. Reading them blocks it, so it is done rarely.
-
-    A loss that is not finite ends the run when it is read: its step and films are named.
-    """
-
-    def __init__(self, device):
-        self.device, self.epoch = device, 0
-        self.begin_epoch()
-
-    def begin_epoch(self):
-        self.epoch, self.steps, self.names, self.recent = self.epoch + 1, 0, [], []
-        self.sums = torch.zeros((), device=self.device)
-
-    def add(self, losses, samplers):
-        """losses {name: tensor}; samplers: those that drew the batch of each."""
-        values = torch.stack([loss.detach() for loss in losses.values()])
-        self.names, self.sums, self.steps = list(losses), self.sums + values, self.steps + 1
-        self.recent.append((values, [(sampler.films, sampler.index) for sampler in samplers]))
-
-    def means(self):
-        """{name: mean so far}, numbers; empty before the first step."""
-        read = torch.stack([values for values, _ in self.recent]).tolist() if self.recent else []  # one wait for all
-        first = self.steps - len(read) + 1
-        for step, (losses, (_, batches)) in enumerate(zip(read, self.recent, strict=True), first):
-            for loss, (films, index) in zip(losses, batches, strict=True):
-                if not math.isfinite(loss):
-                    names = ", ".join(films.names[index.cpu().numpy()])
-                    where = f"epoch {self.epoch}, step {step}: the loss on {films.split} is {loss}"
-                    raise SystemExit(f"error: {where}; lower the learning rate, with --fresh; its films: {names}")
-        self.recent = []
-        return dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True)) if self.steps else {}
-
-    def state_dict(self):
-        return {"epoch": self.epoch, "steps": self.steps, "names": self.names, "sums": self.sums}
-
-    def load_state_dict(self, state):
-        self.epoch, self.steps, self.names = state["epoch"], state["steps"], state["names"]
-        self.sums = state["sums"].to(self.device)
 
 
 class Run:
@@ -273,7 +207,7 @@ class Run:
 
         stateful: objects with state_dict(), or generators. A sampler has the name of the loss on its batches (`add`).
         """
-        self.losses = Losses(self.device)
+        self.losses, self.pace = Losses(self.device), Pace(self.device)
         self.stateful = stateful | {"losses": self.losses}
         self.progress = {"epoch": 0, "best_auc": -1.0}  # epochs done
         lengths = {}
@@ -297,12 +231,14 @@ class Run:
         self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def where(self):
-        """What computes, for the log: "cpu, float32, 2 threads, 1 rank"."""
+        """What computes, for the log: "cpu, float32, 2 threads", or also "..., 4 ranks"."""
         here = self.environment
-        threads = "1 thread" if here["threads"] == 1 else f"{here['threads']} threads"
-        return f"{here['device']}, {here['type']}, {threads}" + (
-            f", {here['ranks']} ranks" if here["ranks"] > 1 else ""
-        )
+        several = f", {here['ranks']} ranks" if here["ranks"] > 1 else ""
+        return f"{here['device']}, {here['type']}, {self.threads()}{several}"
+
+    def threads(self):
+        number = self.environment["threads"]
+        return f"{number} thread{'s' * (number > 1)}"
 
     # --- Under way
 
@@ -314,12 +250,15 @@ class Run:
     def steps(self, total):
         """The steps that are left of the epoch; after each, the run may leave if asked to, or write a checkpoint."""
         first = self.losses.steps
-        bar = progress(range(first, total), f"epoch {self.progress['epoch'] + 1}", total, first)
+        bar = progress(range(first, total), f"epoch {self.progress['epoch'] + 1}, {self.threads()}", total, first)
+        self.pace.begin()
         for step in bar:
             yield step
             reading = step % LOG_EVERY == 0
             if reading:
                 bar.set_postfix(loss=f"{next(iter(self.means().values())):.4f}", refresh=False)
+                if warning := self.pace.read(step):
+                    self.log(warning)
             self.pause(together=reading)
 
     def add(self, **losses):

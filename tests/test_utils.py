@@ -5,10 +5,9 @@ import pytest
 import torch
 
 import utils
-from dataset import FINDINGS, Films, Sampler, load_set
+from dataset import FINDINGS, Films, load_set
 from support import runs
 from support.files import InputError
-from support.runs import Losses
 
 
 def test_unknown_devices_are_refused():
@@ -48,24 +47,6 @@ def test_prediction_scores_every_film_once_and_in_order(small_set):
     expected = films.eval_batch(slice(None))[0].mean((1, 2, 3)).double().sigmoid()
     assert np.allclose(one[:, 3], expected, rtol=1e-6)
     assert np.isfinite(loss)
-
-
-def test_losses_that_are_not_finite_end_the_run_and_name_their_films(small_set):
-    data, cpu = load_set(small_set / "small"), torch.device("cpu")
-    samplers = [Sampler(Films(data, split, 32, cpu), 4, torch.Generator()) for split in ("train", "val")]
-    losses = Losses(cpu)
-    assert losses.means() == {}
-    for k, alpha_loss in enumerate((1.0, 2.0, float("nan"), 3.0)):
-        for sampler in samplers:
-            sampler.next()
-        losses.add({"train": torch.tensor(float(k)), "val": torch.tensor(alpha_loss)}, samplers)
-        if k == 1:
-            assert losses.means() == {"train": 0.5, "val": 1.5}
-        if k == 2:
-            films = ", ".join(samplers[1].films.names[samplers[1].index])
-    with pytest.raises(SystemExit) as stop:
-        losses.means()
-    assert str(stop.value).startswith("error: epoch 1, step 3: the loss on val is nan; ") and films in str(stop.value)
 
 
 def test_classifier_starts_at_the_findings_frequencies():
