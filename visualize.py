@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Polygon
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
 from sklearn.metrics import auc, roc_curve
 
@@ -247,6 +247,21 @@ def draw_comparison(path, groups):
     axes.set(yticks=range(len(groups)), yticklabels=groups, xlabel="test AUC, mean of the findings")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
+    save_picture(figure.savefig, path)
+
+
+def draw_quality(path, curves):
+    """Val AUC against minutes of training, a training as a dot; curves: {name: (trainings, 2) of minutes and AUC}."""
+    figure, (axes,) = _panels(1, 1, 6.5, 4)
+    for (name, points), style in zip(curves.items(), cycle(STYLES), strict=False):
+        points = points[np.argsort(points[:, 0])]
+        axes.plot(*points.T, label=name, **style)
+    axes.set(xscale="log", xlabel="minutes of training, one thread", ylabel="val AUC, mean of the findings")
+    axes.xaxis.set_major_locator(LogLocator(2))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
     save_picture(figure.savefig, path)
 
 

@@ -1,88 +1,77 @@
-"""Which cells are better: searched with either order or with the exact product, or drawn at random; beside CheXNet.
+"""Which cells are better: searched, by either order or the exact product, drawn at random, or published; and CheXNet.
 
-    python -m benchmarks.compare --seeds 1 2 3      hours: about 50 minutes a seed on one CPU core (phantom)
+    python -m benchmarks.compare first_order=10 random=30 chexnet=3 --jobs 2
 
-For each seed: a first-order search, a second-order one with the paper's product and one with the exact product; a
-training of each cell found and of random cells, other ones for every seed; CheXNet; and the test AUC. Cells share one
-recipe, the default of val_train.py; CheXNet has its own. Each part is a script's run below <out>/seed_<seed>/: stop
-this and start it again as you like, or start one per core with seeds of its own; what is finished is not run again.
+makes 10 first-order searches and a training of each cell found, trainings of 30 random cells, and 3 of CheXNet, with
+the seeds from 1 on, which also draw the random cells; then it scores them on the test split. Further rows are
+second_order, second_order_exact, and the names of published cells. Cells share one recipe, the default of val_train.py.
 
-Prints a table over the seeds and writes it to <out>/compare.md, every run to <out>/compare.csv, a figure beside them.
+Each part has a folder <out>/<row>_<seed>/ and is a process of one thread. Stop this and start it again as you like:
+what is finished is not run again. Every training is a row of <out>/compare.csv. A table and a figure are made from it,
+<out>/compare.md and compare.png; --rows FILE makes them from a file alone.
 """
 
 import argparse
-import json
+import re
 import shlex
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import ttest_ind
+from scipy.stats import percentileofscore, ttest_ind
 
 import visualize
-from genotypes import random_genotype, save_genotype
+from benchmarks.parts import facts, script, side_by_side
+from genotypes import PUBLISHED
 from scores import AVERAGE, COSTS, read_scores
+from support.files import InputError, write
 from support.settings import guarded
 
-ROOT = Path(__file__).resolve().parents[1]
-ROWS = ("first_order", "second_order", "second_order_exact", "random", "chexnet")
+SEARCHED = {
+    "first_order": [],
+    "second_order": ["--second-order"],
+    "second_order_exact": ["--second-order", "--exact-product"],
+}
+ROWS = (*SEARCHED, "random", *PUBLISHED, "chexnet")
+DEFAULT = ("first_order=3", "second_order=3", "random=6", "chexnet=3")
 
 
-def run(options, script, *arguments):
-    """One script, in a process of its own; where it fails, everything ends."""
-    command = [ROOT / script, "--dataset", options.dataset, "--data", options.data, *arguments]
-    print(" ".join(map(str, command)), flush=True)
-    if subprocess.run([sys.executable, *command], check=False).returncode:
-        raise SystemExit(f"error: {script} failed, see above; start this command again to go on")
+def read_part(text):
+    """(row, number of seeds) of "ROW=N"."""
+    row, _, number = text.partition("=")
+    if row not in ROWS or not re.fullmatch("[1-9][0-9]{0,3}", number):
+        raise InputError(f"{text!r} must be ROW=N, with N seeds and ROW one of {', '.join(ROWS)}")
+    return row, int(number)
 
 
-def run_seed(options, seed):
-    """Everything for one seed; its folder."""
-    folder = Path(options.out) / f"seed_{seed}"
-    here = ["--seed", str(seed), "--out", folder]
-    search, train = shlex.split(options.search), shlex.split(options.train)
-    for order in ([], ["--second-order"]):
-        run(options, "search_train.py", *here, *order, *search)
-        run(options, "val_train.py", *here, *order, *train)
-
-    # Both products write search_second_order, so the exact one's search lies elsewhere; a cell is named by its file.
-    exact = folder / "exact"
-    run(options, "search_train.py", "--seed", str(seed), "--out", exact, "--second-order", "--exact-product", *search)
-    cells = folder / "cells"
-    cells.mkdir(exist_ok=True)
-    found = exact / "search_second_order" / "genotype.txt"
-    (cells / "second_order_exact.txt").write_bytes(found.read_bytes())
-    for k in range(options.random):
-        save_genotype(cells / f"draw_{k}.txt", random_genotype(1000 * seed + k))
-    for cell in sorted(cells.glob("*.txt")):
-        run(options, "val_train.py", *here, "--genotype", cell, *train)
-
-    run(options, "chexnet.py", *here, *shlex.split(options.chexnet))
-    run(options, "test.py", "--out", folder)
-    return folder
-
-
-def search_minutes(folder):
-    """{row: minutes that its search took}."""
-    places = {name: folder / f"search_{name}" for name in ("first_order", "second_order")}
-    places["second_order_exact"] = folder / "exact" / "search_second_order"
-    lines = {name: (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for name, place in places.items()}
-    return {name: json.loads(rows[-1])["seconds"] / 60 for name, rows in lines.items()}
-
-
-def collect(folders):
-    """A data frame with a row per trained network: seed, name, row of the table, test AUC, costs, search minutes."""
-    trained = []
-    for folder in folders:
-        averages = read_scores(folder / "results" / "auc.csv").xs(AVERAGE, level="finding")
-        minutes = search_minutes(folder)
-        for name, scores in averages.iterrows():
-            row = "random" if name.startswith("draw_") else name
-            costs = dict(zip(("Parameters (M)", "Multiply-adds (G)"), scores[COSTS], strict=True))
-            auc = {"auc": scores["auc"], "search (min)": minutes.get(row)}
-            trained.append({"seed": folder.name.removeprefix("seed_"), "name": name, "row": row} | auc | costs)
-    return pd.DataFrame(trained)
+def run_part(options, row, seed):
+    """Search where the row says so, train, score; a row of the table."""
+    out = Path(options.out) / f"{row}_{seed}"
+    on = ["--dataset", options.dataset, "--data", options.data]
+    order = ["--second-order"] if row.startswith("second_order") else []
+    name = order[0][2:].replace("-", "_") if order else f"random_{seed}" if row == "random" else row
+    search = {}
+    if row == "chexnet":
+        script("chexnet.py", out, *on, "--seed", seed, *shlex.split(options.chexnet))
+    else:
+        if row in SEARCHED:
+            script("search_train.py", out, *on, "--seed", seed, *SEARCHED[row], *shlex.split(options.search))
+            search = facts(out / f"search_{name}")
+        cell = order if search else ["--genotype", row]
+        script("val_train.py", out, *on, "--seed", seed, *cell, *shlex.split(options.train))
+    if not (out / "results" / "auc.csv").exists():
+        script("test.py", out, *on, *order)
+    scores = read_scores(out / "results" / "auc.csv").loc[(name, AVERAGE)]
+    trained = facts(out / "weights" / name)
+    return {
+        "dataset": options.dataset,
+        "row": row,
+        "seed": seed,
+        "test_auc": scores["auc"],
+        **{cost: round(scores[cost], 4) for cost in COSTS},
+        "search_minutes": search.get("minutes"),
+        **trained,
+    }
 
 
 def difference(auc, other):
@@ -91,44 +80,71 @@ def difference(auc, other):
     return f"{auc.mean() - other.mean():+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low < high else "")
 
 
-def format_table(trained, title):
-    """Mean ± standard deviation over all trainings of a row, in Markdown."""
-    columns = {"auc": "{:.3f}", "search (min)": "{:.1f}", "Parameters (M)": "{:.2f}", "Multiply-adds (G)": "{:.3f}"}
-    lines = [f"**{title}**", "", "| | trainings | test AUC | " + " | ".join([*columns][1:]) + " | AUC − random |"]
-    lines.append("|---" + "|---:" * (len(columns) + 2) + "|")
-    drawn = trained["auc"][trained["row"] == "random"]
-    for row in ROWS:
+def format_table(trained):
+    """Mean ± standard deviation over the trainings of a row, in Markdown."""
+    columns = {
+        "test AUC": ("test_auc", "{:.3f}"),
+        "search (min)": ("search_minutes", "{:.1f}"),
+        "training (min)": ("minutes", "{:.1f}"),
+        "Parameters (M)": (COSTS[0], "{:.2f}"),
+        "Multiply-adds (G)": (COSTS[1], "{:.3f}"),
+    }
+    lines = ["| | trainings | " + " | ".join(columns) + " | AUC − random | percentile among random |"]
+    lines.append("|---" + "|---:" * (len(columns) + 3) + "|")
+    drawn = trained["test_auc"][trained["row"] == "random"]
+    for row in [row for row in ROWS if (trained["row"] == row).any()]:
         runs = trained[trained["row"] == row]
         cells = [
             "–" if runs[key].isna().all() else f"{form} ± {form}".format(runs[key].mean(), runs[key].std())
-            for key, form in columns.items()
+            for key, form in columns.values()
         ]
-        cells.append("" if row == "random" else difference(runs["auc"], drawn))
-        lines.append(f"| {row} | {len(runs)} | " + " | ".join(cells) + " |")
-    note = "In brackets: 95 % interval of the difference of two means over trainings (Welch)."
-    return "\n".join([*lines, "", note]) + "\n"
+        if row != "random" and len(drawn):
+            rank = percentileofscore(drawn, runs["test_auc"], kind="mean").mean()
+            cells += [difference(runs["test_auc"], drawn), f"{rank:.0f}"]
+        else:
+            cells += ["", ""]
+        lines.append(f"| {row} | {len(runs)} | " + " | ".join(cells).replace(" ± nan", "") + " |")
+    notes = (
+        "Mean ± standard deviation over trainings; minutes of one thread. In brackets: the 95 % interval of the "
+        "difference of two means over trainings (Welch). Percentile: the mean share, in %, of random cells that a "
+        "row's trainings are better than."
+    )
+    return "\n".join([*lines, "", notes]) + "\n"
+
+
+def report(trained, out):
+    """Write and print the table; draw the figure beside it."""
+    text = format_table(trained)
+    write(out.with_suffix(".md"), text)
+    rows = [row for row in ROWS if (trained["row"] == row).any()]
+    visualize.draw_comparison(
+        out.with_suffix(".png"), {row: trained["test_auc"][trained["row"] == row] for row in rows}
+    )
+    print(text)
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="none that a setting was chosen with")
-    parser.add_argument("--random", type=int, default=5, help="random cells for each seed")
+    parser.add_argument("parts", nargs="*", metavar="ROW=N", help=f"rows and seeds ({' '.join(DEFAULT)})")
+    parser.add_argument("--jobs", type=int, default=1, help="parts that run side by side, one thread each")
     parser.add_argument("--dataset", default="phantom", help="a prepared set")
     parser.add_argument("--data", default="data", help="folder of the prepared sets")
     parser.add_argument("--out", default="compare", help="where everything is written")
-    for name, script in (("search", "search_train.py"), ("train", "val_train.py"), ("chexnet", "chexnet.py")):
-        parser.add_argument(f"--{name}", default="", help=f'options for {script} in one string: --{name}="--epochs 3"')
+    parser.add_argument("--rows", metavar="FILE", help="make the table and figure of a compare.csv, beside it")
+    for name, file in (("search", "search_train.py"), ("train", "val_train.py"), ("chexnet", "chexnet.py")):
+        parser.add_argument(f"--{name}", default="", help=f'options for {file} in one string: --{name}="--epochs 3"')
     options = parser.parse_args(arguments)
+    if options.rows:
+        return report(pd.read_csv(options.rows), Path(options.rows))
 
-    options.seeds = list(dict.fromkeys(options.seeds))  # a seed given twice is one training, not two
-    trained = collect(folders := [run_seed(options, seed) for seed in options.seeds])
-    title = (folders[0] / "results" / "auc.md").read_text(encoding="utf-8").split("**")[1]
-    text = format_table(trained, f"Average {title}; seeds {', '.join(map(str, options.seeds))}")
-    out = Path(options.out)
-    trained.to_csv(out / "compare.csv", index=False)
-    (out / "compare.md").write_text(text, encoding="utf-8")
-    visualize.draw_comparison(out / "compare.png", {row: trained["auc"][trained["row"] == row] for row in ROWS})
-    print(text)
+    parts = dict(read_part(text) for text in options.parts or DEFAULT)
+    # Seed by seed, so that a comparison that was stopped early has something of every row.
+    order = [(row, seed) for seed in range(1, max(parts.values()) + 1) for row in parts if seed <= parts[row]]
+    trained = side_by_side([partial(run_part, options, *part) for part in order], options.jobs)
+    trained = pd.DataFrame(trained).sort_values(["row", "seed"], ignore_index=True)
+    out = Path(options.out) / "compare.csv"
+    write(out, trained.to_csv(index=False, lineterminator="\n"))
+    return report(trained, out)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,19 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from benchmarks import compare, hypergradient, speed
+from benchmarks import compare, hypergradient, parts, quality, speed
+from genotypes import random_genotype
 from scores import AVERAGE, COSTS, read_scores
 from support import settings
+from support.files import InputError
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
 
@@ -53,55 +57,93 @@ def test_hypergradient_prints_every_precision_and_radius(capsys, monkeypatch, sm
     assert float(row.split("|")[4]) < 1e-4
 
 
-def test_compare_runs_every_part_once_and_tables_all_trainings(tmp_path, small_set, capsys, monkeypatch):
-    def run_here(options, script, *arguments):  # as compare.run, without starting a process
-        common = ["--dataset", options.dataset, "--data", options.data]
-        module = importlib.import_module(script.removesuffix(".py"))
-        settings.start(module.main, ROOT / script, list(map(str, [*common, *arguments])))
+@pytest.fixture
+def here(monkeypatch, small_set):
+    """Scripts in this process, not in one of their own; options of a smallest set and network."""
 
-    monkeypatch.setattr(compare, "run", run_here)
+    def run(name, out, *arguments):
+        module = importlib.import_module(name.removesuffix(".py"))
+        settings.start(module.main, ROOT / name, list(map(str, ["--out", out, *arguments])))
+
+    for module in (compare, quality):
+        monkeypatch.setattr(module, "script", run)
+        monkeypatch.setattr(module, "side_by_side", lambda parts, jobs: [part() for part in parts])
     small = " ".join(SMALL[2:])
-    networks = " ".join([small, *NETWORK])
-    options = [
-        "--seeds",
-        "3",
-        "3",
-        "--random",
-        "2",
-        "--dataset",
-        "small",
-        "--data",
-        str(small_set),
-        "--out",
-        str(tmp_path),
-    ]
-    options += ["--search", networks, "--train", networks, "--chexnet", small]
-    compare.main(options)
-    trained = pd.read_csv(tmp_path / "compare.csv", index_col="name")
-    names = ["first_order", "second_order", "second_order_exact", "draw_0", "draw_1", "chexnet"]
-    assert sorted(trained.index) == sorted(names)
-    scores = read_scores(tmp_path / "seed_3" / "results" / "auc.csv")
-    for name in names:
-        columns = ["auc", "Parameters (M)", "Multiply-adds (G)"]
-        assert trained.loc[name, columns].tolist() == scores.loc[(name, AVERAGE), ["auc", *COSTS]].tolist()
-    mean, deviation = trained["auc"][["draw_0", "draw_1"]].agg(["mean", "std"])
-    assert f"| random | 2 | {mean:.3f} ± {deviation:.3f} | – |" in (tmp_path / "compare.md").read_text()
-    assert "**Average AUC on the test split of small: 32 films, " in (tmp_path / "compare.md").read_text()
-    record = json.loads((tmp_path / "seed_3/exact/search_second_order/settings.json").read_text())
-    assert record["settings"]["exact_product"] and (tmp_path / "compare.png").exists()
+    networks = ["--train", " ".join([small, *NETWORK]), "--chexnet", small]
+    return ["--dataset", "small", "--data", str(small_set), *networks]
+
+
+def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, capsys):
+    options = [*here, "--out", str(tmp_path), "--search", " ".join([*SMALL[2:], *NETWORK])]
+    parts = ["first_order=1", "second_order_exact=1", "random=2", "DARTS_V1=1", "chexnet=1"]
+    compare.main([*parts, *options])
+    trained = pd.read_csv(tmp_path / "compare.csv").set_index(["row", "seed"])
+    assert [f"{row}_{seed}" for row, seed in sorted(trained.index)] == sorted(
+        path.name for path in tmp_path.iterdir() if path.is_dir()
+    )
+    for row, seed, name in (
+        ("second_order_exact", 1, "second_order"),
+        ("random", 2, "random_2"),
+        ("chexnet", 1, "chexnet"),
+    ):
+        scores = read_scores(tmp_path / f"{row}_{seed}" / "results" / "auc.csv").loc[(name, AVERAGE)]
+        assert trained.loc[(row, seed), ["test_auc", *COSTS]].to_list() == pytest.approx(
+            scores[["auc", *COSTS]].to_list(), abs=1e-4
+        )
+    assert trained.loc[("random", 2), "genotype"] == str(random_genotype(2))
+    record = json.loads((tmp_path / "second_order_exact_1/search_second_order/settings.json").read_text())
+    assert record["settings"]["exact_product"] and record["settings"]["seed"] == 1
+    text = (tmp_path / "compare.md").read_text()
+    mean, deviation = trained.loc["random", "test_auc"].agg(["mean", "std"])
+    assert f"| random | 2 | {mean:.3f} ± {deviation:.3f} | – |" in text
 
     weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_net.pth")}
-    compare.main(options)
+    compare.main([*parts, *options])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_net.pth")} == weights
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "compare.csv").rename(tmp_path / "rows" / "compare.csv")
+    compare.main(["--rows", str(tmp_path / "rows" / "compare.csv")])
+    assert (tmp_path / "rows" / "compare.md").read_text() == text and (tmp_path / "rows" / "compare.png").exists()
+
+
+def test_quality_trains_for_the_minutes_asked_and_tables_them(here, tmp_path, capsys, monkeypatch):
+    facts = quality.facts  # 3 s an epoch, so that 6 and 12 s are 2 and 4 epochs, whatever the machine does
+    monkeypatch.setattr(quality, "facts", lambda run: facts(run) | {"epoch_seconds": 3})
+    here = [part.replace(" --epochs 1", "") for part in here]
+    options = ["DARTS_V1", "chexnet", "--minutes", "0.1", "0.2", *here, "--out", str(tmp_path)]
+    quality.main(options)
+    trained = pd.read_csv(tmp_path / "quality.csv")
+    assert trained[["network", "asked", "epochs"]].to_numpy().tolist() == [
+        ["DARTS_V1", 0.1, 2], ["chexnet", 0.1, 2], ["DARTS_V1", 0.2, 4], ["chexnet", 0.2, 4],
+    ]  # fmt: skip
+    weights = torch.load(tmp_path / "chexnet_0.2min_0" / "weights" / "chexnet_net.pth", weights_only=True)
+    assert trained["val_auc"][3] == weights["val_auc"] and trained["parameters_millions"][3] == 6.9682
+    text = (tmp_path / "quality.md").read_text()
+    assert f"| chexnet | 6.97 | {trained['val_auc'][1]:.3f} (2 epochs" in text
+    quality.main(["--rows", str(tmp_path / "quality.csv")])
+    assert (tmp_path / "quality.md").read_text() == text and (tmp_path / "quality.png").exists()
+
+
+def test_parts_run_side_by_side_and_end_where_one_fails(tmp_path):
+    both = threading.Barrier(2)  # each of two parts waits for the other
+    assert sorted(parts.side_by_side([partial(both.wait, 60)] * 2, 2)) == [0, 1]
+    with pytest.raises(
+        SystemExit, match=r"val_train\.py failed, see the end of .*output\.txt; start this command again"
+    ):
+        parts.side_by_side([partial(parts.script, "val_train.py", tmp_path, "--epochs", 0)], 1)
+    assert "EPOCHS (--epochs) is 0" in (tmp_path / "output.txt").read_text()
+    with pytest.raises(SystemExit):  # nothing more starts
+        parts.script("val_train.py", tmp_path / "next")
+    assert not (tmp_path / "next").exists()
+
+
+@pytest.mark.parametrize("text", ["first_order", "first=3", "random=0", "random=x", "=3"])
+def test_compare_names_a_part_that_it_does_not_know(text):
+    with pytest.raises(InputError, match=f"{text!r} must be ROW=N"):
+        compare.main([text])
 
 
 def test_the_interval_of_a_difference_is_welchs():
     # By hand: standard error sqrt(0.0025 + 0.01 / 12), 12 / 7 degrees of freedom, t = 5.068.
     assert compare.difference(pd.Series([0.8, 0.9]), pd.Series([0.5, 0.5, 0.6, 0.6])) == "+0.300 [+0.007, +0.593]"
     assert compare.difference(pd.Series([0.8]), pd.Series([0.5, 0.6])) == "+0.250"
-
-
-def test_compare_ends_where_a_script_fails(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.compare", "--dataset", "none", "--data", tmp_path, "--out", tmp_path]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 1 and "search_train.py failed, see above" in result.stderr.splitlines()[-1]

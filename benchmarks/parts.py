@@ -1,0 +1,58 @@
+"""The parts of a long benchmark: runs of the scripts, each a process of one thread, some side by side."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STOPPED = threading.Event()  # set when a part fails: no other script starts
+
+
+def script(name, out, *arguments):
+    """Run a script with --out `out` and these arguments; what it says goes to output.txt there.
+
+    A run that is finished is left as it is, one that was stopped goes on. Where it fails, the benchmark ends.
+    """
+    if STOPPED.is_set():
+        raise SystemExit(1)
+    command = [name, "--out", out, *arguments]
+    print("python", *command, flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "output.txt", "a", encoding="utf-8") as said:
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # of two parts with two threads each, both would wait
+        command = [sys.executable, ROOT / name, *map(str, command[1:])]
+        done = subprocess.run(command, stdout=said, stderr=said, env=one_thread, check=False)
+    if done.returncode:
+        STOPPED.set()
+        raise SystemExit(f"error: {name} failed, see the end of {said.name}; start this command again to go on")
+
+
+def side_by_side(parts, jobs):
+    """The results of `parts`, functions, of which up to `jobs` run at once."""
+    STOPPED.clear()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            return [future.result() for future in [pool.submit(part) for part in parts]]
+        except KeyboardInterrupt:
+            STOPPED.set()
+            raise
+
+
+def facts(folder):
+    """What a run's folder says of it, for a row of a table."""
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    seconds = [0, *(epoch["seconds"] for epoch in epochs)]
+    record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    return {
+        "val_auc": max(epoch["val_auc"] for epoch in epochs),
+        "epochs": len(epochs),
+        "minutes": round(epochs[-1]["seconds"] / 60, 2),
+        # The first epoch warms up.
+        "epoch_seconds": round((seconds[-1] - seconds[1]) / (len(seconds) - 2), 2) if len(seconds) > 2 else seconds[-1],
+        "genotype": record["settings"].get("genotype", "").removeprefix("genotype = "),
+        **{name: record["environment"][name] for name in ("commit", "torch", "device", "threads", "date")},
+    }

@@ -1,0 +1,123 @@
+"""The val AUC that a network reaches in so many minutes of training on this machine: which is better, and when?
+
+    python -m benchmarks.quality DARTS_V2 search_first_order/genotype.txt chexnet --jobs 2
+
+trains each network for 1, 2, 4, 8 and 16 minutes, from scratch each time: as many whole epochs as fit, at least one,
+with the learning rate's schedule over just these. A network is `chexnet`, or a cell in any form that val_train.py's
+--genotype takes. One thread each, so that minutes are minutes of a core.
+
+Every training is a row of <out>/quality.csv; the table and figure made from it are quality.md and quality.png. Stop
+this and start it again as you like: what is finished is not run again. --rows FILE makes both from a file alone.
+"""
+
+import argparse
+import shlex
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+import visualize
+from benchmarks.parts import facts, script, side_by_side
+from genotypes import PUBLISHED, given_genotype
+from support.files import InputError, load_state, write
+from support.settings import guarded
+
+PACE = 2  # epochs of the training that measures how long one takes; the first one warms up
+
+
+def name_of(network):
+    """What the scripts call it. Raises InputError for a cell that cannot be read."""
+    return network if network == "chexnet" or network in PUBLISHED else given_genotype(network)[0]
+
+
+def train(options, network, seed, out, epochs):
+    """Train a network for so many epochs; its run's folder."""
+    where = ["--dataset", options.dataset, "--data", options.data, "--seed", seed, "--epochs", epochs]
+    if network == "chexnet":
+        script("chexnet.py", out, *where, *shlex.split(options.chexnet))
+    else:
+        script("val_train.py", out, *where, "--genotype", network, *shlex.split(options.train))
+    return out / "weights" / name_of(network)
+
+
+def pace(options, network):
+    """Seconds that an epoch of this network takes."""
+    run = train(options, network, 0, Path(options.out) / "pace" / name_of(network), PACE)
+    return facts(run)["epoch_seconds"]
+
+
+def run_part(options, network, seconds, asked, seed):
+    """Train for `asked` minutes at a pace of `seconds` an epoch; a row of the table."""
+    name, epochs = name_of(network), max(1, int(60 * asked / seconds))
+    run = train(options, network, seed, Path(options.out) / f"{name}_{asked:g}min_{seed}", epochs)
+    weights = load_state(run.parent / f"{name}_net.pth")["weights"]
+    parameters = sum(v.numel() for k, v in weights.items() if not k.endswith(("_mean", "_var", "_tracked")))
+    row = {"dataset": options.dataset, "network": name, "seed": seed, "asked": asked}
+    return row | {"parameters_millions": round(parameters / 1e6, 4)} | facts(run)
+
+
+def format_table(trained):
+    """The mean val AUC of each network and length, and the epochs that it had, in Markdown."""
+    lengths = sorted(trained["asked"].unique())
+    lines = ["| | Parameters (M) | " + " | ".join(f"{length:g} min" for length in lengths) + " |"]
+    lines.append("|---" + "|---:" * (len(lengths) + 1) + "|")
+    for name, runs in trained.groupby("network", sort=False):
+        cells = []
+        for length in lengths:
+            some = runs[runs["asked"] == length]
+            spread = f" ± {some['val_auc'].std():.3f}" if len(some) > 1 else ""
+            epochs = f"{some['epochs'].mean():.0f} epochs, {some['minutes'].mean():.1f} min"
+            cells.append(f"{some['val_auc'].mean():.3f}{spread} ({epochs})" if len(some) else "–")
+        lines.append(f"| {name} | {runs['parameters_millions'].iloc[0]:.2f} | " + " | ".join(cells) + " |")
+    seeds = ", ".join(map(str, sorted(trained["seed"].unique())))
+    lines += ["", f"Val AUC, mean over seeds {seeds}; in brackets what the training had and took, on one thread."]
+    return "\n".join(lines) + "\n"
+
+
+def report(trained, out):
+    """Write and print the table; draw the figure beside it."""
+    text = format_table(trained)
+    write(out.with_suffix(".md"), text)
+    curves = {name: runs[["minutes", "val_auc"]].to_numpy() for name, runs in trained.groupby("network", sort=False)}
+    visualize.draw_quality(out.with_suffix(".png"), curves)
+    print(text)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help="chexnet, or a cell as for val_train.py")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 2, 4, 8, 16], help="lengths of a training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="trainings of each network and length")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings that run side by side, one thread each")
+    parser.add_argument("--dataset", default="phantom", help="a prepared set")
+    parser.add_argument("--data", default="data", help="folder of the prepared sets")
+    parser.add_argument("--out", default="quality", help="where everything is written")
+    parser.add_argument("--rows", metavar="FILE", help="make the table and figure of a quality.csv, beside it")
+    for name, file in (("train", "val_train.py"), ("chexnet", "chexnet.py")):
+        parser.add_argument(f"--{name}", default="", help=f'options for {file} in one string: --{name}="--c 24"')
+    options = parser.parse_args(arguments)
+    if options.rows:
+        return report(pd.read_csv(options.rows), Path(options.rows))
+    if not options.networks:
+        raise InputError("name at least one network: chexnet, or a cell such as DARTS_V2 (see --help)")
+
+    names = [name_of(network) for network in options.networks]
+    if len(set(names)) < len(names):
+        raise InputError(f"two networks have one name among {', '.join(names)}")
+    paces = side_by_side([partial(pace, options, network) for network in options.networks], options.jobs)
+    parts = [
+        partial(run_part, options, network, seconds, asked, seed)
+        for asked in options.minutes
+        for network, seconds in zip(options.networks, paces, strict=True)
+        for seed in options.seeds
+    ]
+    trained = pd.DataFrame(side_by_side(parts, options.jobs))
+    out = Path(options.out) / "quality.csv"
+    write(out, trained.to_csv(index=False, lineterminator="\n"))
+    return report(trained, out)
+
+
+if __name__ == "__main__":
+    with guarded():
+        main()
