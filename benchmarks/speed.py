@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import model_eval
 import model_search
@@ -103,6 +104,19 @@ def alternate(functions, steps):
     return [median(values[1:]) for values in times]
 
 
+def multiply_adds(function):
+    """Multiply-adds, G, of what a function does: its convolutions and matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 2e9
+
+
+def matrix_product(size=2048):
+    """A function that multiplies two square matrices, float32: about the most that a processor can do."""
+    a = torch.randn(size, size)
+    return lambda: a @ a
+
+
 def peak_memory(side, order, setting):
     """Peak resident memory, GB, of a process that makes two search steps (Linux)."""
     command = [sys.executable, "-m", "benchmarks.speed", "--setting", setting, "--memory-of", side, order]
@@ -138,10 +152,14 @@ def report(setting, steps):
         for training in (True, False):
             pair = alternate([network_step(net, data, training) for net in (plain, network)], steps)
             row(f"{name}, {'training step' if training else 'inference'}", *pair)
+    step = search_step("ours", "first", setting)
+    product = matrix_product()
+    (alone,) = alternate([product], steps)
+    work, most = multiply_adds(step), multiply_adds(product) / alone
+    rate = f"{work:.0f} G multiply-adds, {work / seconds['first']:.0f} G a second"
+    print(f"\nOurs: a first-order step makes {rate}; a matrix product makes {most:.0f} G a second.")
     ratios = [seconds[order] / seconds["first"] for order in ("second", "exact")]
-    print(
-        "\nOurs: a second-order step takes {:.2f}× a first-order step, {:.2f}× with the exact product.".format(*ratios)
-    )
+    print("A second-order step takes {:.2f}× a first-order step, {:.2f}× with the exact product.".format(*ratios))
 
 
 def main():

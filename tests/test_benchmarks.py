@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -29,7 +30,18 @@ def test_speed_prints_every_row(capsys, monkeypatch):
     rows = [f"search step, {row}" for row in rows]
     rows += [f"{name}, {what}" for name in ("derived network", "CheXNet") for what in ("training step", "inference")]
     assert [line.split(" | ")[0].strip("| ") for line in text.splitlines() if " s | " in line] == rows
-    assert "a second-order step takes" in text
+    assert "A second-order step takes" in text
+    assert re.search(
+        r"a first-order step makes \d+ G multiply-adds, \d+ G a second; a matrix product makes \d+ G", text
+    )
+
+
+def test_multiply_adds_are_counted_forward_and_backward():
+    size, weights = 50, torch.randn(50, 50, requires_grad=True)
+    product = speed.matrix_product(size)
+    assert speed.multiply_adds(product) == pytest.approx(size**3 / 1e9)
+    backward = speed.multiply_adds(lambda: (torch.randn(50, 50) @ weights).sum().backward())
+    assert backward == pytest.approx(2 * size**3 / 1e9)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, which only Linux has")
