@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import compare, hypergradient, parts, quality, speed
+from benchmarks import compare, hypergradient, parts, quality, recipes, speed
 from genotypes import random_genotype
 from scores import AVERAGE, COSTS, read_scores
 from support import settings
@@ -77,7 +77,7 @@ def here(monkeypatch, small_set):
         module = importlib.import_module(name.removesuffix(".py"))
         settings.start(module.main, ROOT / name, list(map(str, ["--out", out, *arguments])))
 
-    for module in (compare, quality):
+    for module in (compare, quality, recipes):
         monkeypatch.setattr(module, "script", run)
         monkeypatch.setattr(module, "side_by_side", lambda parts, jobs: [part() for part in parts])
     small = " ".join(SMALL[2:])
@@ -134,6 +134,28 @@ def test_quality_trains_for_the_minutes_asked_and_tables_them(here, tmp_path, ca
     assert f"| chexnet | 6.97 | {trained['val_auc'][1]:.3f} (2 epochs" in text
     quality.main(["--rows", str(tmp_path / "quality.csv")])
     assert (tmp_path / "quality.md").read_text() == text and (tmp_path / "quality.png").exists()
+
+
+def test_recipes_trains_every_command_on_every_set_with_every_seed(here, tmp_path, capsys):
+    small = "val_train.py --genotype DARTS_V1 " + " ".join([*SMALL[2:], *NETWORK])
+    options = ["--sets", "small", "--seeds", "0", "3", *here[2:4], "--out", str(tmp_path)]
+    recipes.main([small, f"{small} --recipe reference", *options])
+    trained = pd.read_csv(tmp_path / "recipes.csv").set_index(["command", "seed"])
+    assert list(trained.index) == [
+        (command, seed) for seed in (0, 3) for command in (small, f"{small} --recipe reference")
+    ]
+    saved = torch.load(
+        next(tmp_path.glob("*recipe_reference_small_3")) / "weights" / "DARTS_V1_net.pth", weights_only=True
+    )
+    assert trained["val_auc"][f"{small} --recipe reference", 3] == saved["val_auc"]
+    assert saved["settings"]["recipe"] == "reference"
+    text = (tmp_path / "recipes.md").read_text()
+    first, second = trained.loc[small, "val_auc"]
+    assert f"| `{small}` | 1 | {first:.3f} | {second:.3f} | {(first + second) / 2:.3f} |" in text
+    recipes.main(["--rows", str(tmp_path / "recipes.csv")])
+    assert (tmp_path / "recipes.md").read_text() == text
+    with pytest.raises(InputError, match="must begin with val_train"):
+        recipes.main(["rm -r data"])
 
 
 def test_parts_run_side_by_side_and_end_where_one_fails(tmp_path):

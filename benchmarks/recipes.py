@@ -1,0 +1,76 @@
+"""Which training recipe is better: the val AUC of trainings with other options, on sets that serve for this alone.
+
+    for seed in 7 8; do python -m data.prepare_phantom data/seed$seed --seed $seed; done
+    python -m benchmarks.recipes "val_train.py --genotype DARTS_V2" "val_train.py --genotype DARTS_V2 --lr 0.1" --jobs 2
+
+runs each command on each set with each seed, one thread each. Every training is a row of <out>/recipes.csv, and the
+table made from it is recipes.md. Stop this and start it again as you like: what is finished is not run again. --rows
+FILE makes the table from a file alone.
+"""
+
+import argparse
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.parts import facts, script, side_by_side
+from support.files import InputError, write
+from support.settings import guarded
+
+
+def run_part(options, command, dataset, seed):
+    """One training; a row of the table."""
+    out = Path(options.out) / re.sub(r"\W+", "_", f"{command} {dataset} {seed}")
+    name, *arguments = shlex.split(command)
+    script(name, out, "--dataset", dataset, "--data", options.data, "--seed", seed, *arguments)
+    (weights,) = (out / "weights").glob("*_net.pth")
+    row = {"command": command, "dataset": dataset, "seed": seed}
+    return row | facts(out / "weights" / weights.name.removesuffix("_net.pth"))
+
+
+def format_table(trained):
+    """The val AUC of each training and their mean, in Markdown, a line per command."""
+    places = list(trained.groupby(["dataset", "seed"], sort=False).groups)
+    lines = ["| command | epochs | " + " | ".join(f"{dataset}, {seed}" for dataset, seed in places) + " | mean |"]
+    lines.append("|---" + "|---:" * (len(places) + 2) + "|")
+    for command, runs in trained.groupby("command", sort=False):
+        auc = runs.set_index(["dataset", "seed"])["val_auc"]
+        cells = [f"{auc[place]:.3f}" if place in auc.index else "–" for place in places]
+        lines.append(f"| `{command}` | {runs['epochs'].max()} | " + " | ".join(cells) + f" | {auc.mean():.3f} |")
+    return "\n".join([*lines, "", "Val AUC of the best epoch, by set and seed of the training."]) + "\n"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commands", nargs="*", metavar="COMMAND", help="a script and its options, in one string")
+    parser.add_argument("--sets", nargs="+", default=["seed7", "seed8"], help="prepared sets; not the one to report on")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings that run side by side, one thread each")
+    parser.add_argument("--data", default="data", help="folder of the prepared sets")
+    parser.add_argument("--out", default="recipes", help="where everything is written")
+    parser.add_argument("--rows", metavar="FILE", help="make the table of a recipes.csv, beside it")
+    options = parser.parse_args(arguments)
+    if options.rows:
+        out, trained = Path(options.rows), pd.read_csv(options.rows)
+    else:
+        for command in options.commands:
+            if command.split()[:1] not in (["val_train.py"], ["chexnet.py"]):
+                raise InputError(f"{command!r} must begin with val_train.py or chexnet.py")
+        parts = [
+            partial(run_part, options, command, dataset, seed)
+            for dataset in options.sets
+            for seed in options.seeds
+            for command in options.commands
+        ]
+        out, trained = Path(options.out) / "recipes.csv", pd.DataFrame(side_by_side(parts, options.jobs))
+        write(out, trained.to_csv(index=False, lineterminator="\n"))
+    write(out.with_suffix(".md"), format_table(trained))
+    print(format_table(trained))
+
+
+if __name__ == "__main__":
+    with guarded():
+        main()
