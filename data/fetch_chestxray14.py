@@ -46,9 +46,12 @@ DROPPED = (RemoteIOError, HTTPError)  # what a connection raises that breaks off
 UNREADABLE = (*DAMAGED, OSError, HTTPError, RemoteZipError)  # whatever can keep an archive from being read
 NAMED = 3  # how many films a message names
 FILTER = Image.Resampling.LANCZOS  # keeps thin lines (a pleural edge) sharpest; 5 of a film's 15 ms, BOX takes 1
-DARK = 32  # a film in which no grey value of 255 reaches this was made with a wrong range
+DARK = (
+    64  # a film of which 99 % is below this grey value of 255 was made with a wrong range; in nih10k the least is 121
+)
 PICTURES = (".png", ".jpg", ".jpeg")  # endings of films, in any case
-PACKED = (".zip", ".tar.gz", ".tgz", ".tar")  # endings of archives
+ZIP, TAR = (".zip",), (".tar.gz", ".tgz")  # endings of archives, in any case
+PACKED = (*ZIP, *TAR, ".tar", ".7z", ".rar")  # endings of archives within archives, which are only named
 
 
 class Source(NamedTuple):
@@ -113,8 +116,8 @@ def reduce_film(file, size):
 
     Colours become luma, transparency is ignored, 16-bit grey is scaled by the bits that it uses; a film that is not
     square is centred on black, so that anatomy keeps its shape. Antialiased, in whole numbers: the same on every
-    platform. Raises OSError for a file that does not decode or is nearly black, ValueError for a film smaller than
-    `size`: it is never enlarged.
+    platform. Raises OSError for a file that does not decode or is nearly black but for a few pixels, such as a marker;
+    ValueError for a film smaller than `size`: it is never enlarged.
     """
     try:
         with Image.open(file) as film:
@@ -125,8 +128,8 @@ def reduce_film(file, size):
         raise OSError(f"the film does not decode: {error}") from None
     if small:
         raise ValueError(f"the film is smaller than {size} px")
-    if film.getextrema()[1] < DARK:
-        raise OSError(f"the film is nearly black: no grey value reaches {DARK} of 255")
+    if sum(film.histogram()[DARK:]) < 0.01 * film.width * film.height:
+        raise OSError(f"the film is nearly black: 99 % of its grey values are below {DARK} of 255")
     return np.asarray(ImageOps.pad(film, (size, size), method=FILTER))
 
 
@@ -138,25 +141,40 @@ def find_films(folder):
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is not a folder: give --images the folder with the films")
     films = {}
-    for parent, _, names in os.walk(folder, followlinks=True):  # Kaggle's folders are often links to a disk
-        for name in names:
-            if key(name):
-                films.setdefault(key(name), []).append(Path(parent) / name)
+    for path in walk(folder):
+        if key(path.name):
+            films.setdefault(key(path.name), []).append(path)
     return films
 
 
-def differ(paths):
-    """Whether some of the files are not copies of the first."""
-    return any(not filecmp.cmp(paths[0], path, shallow=False) for path in paths[1:])
+def walk(folder):
+    """The paths of all files below `folder`. Links are followed, as Kaggle's folders often are; each folder once."""
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        places = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
+        folders[:] = [name for name, place in places.items() if place not in seen]
+        seen.update(places.values())
+        yield from (Path(parent) / name for name in sorted(names))
 
 
-def is_whole(path):
-    """Whether there is a film that is whole: a PNG by its checksums, at which decoding does not look."""
+def choose_copy(paths):
+    """The path of a film of which there may be several copies, or None where they differ. A dangling link is none."""
+    first, *others = [path for path in paths if path.is_file()] or paths[:1]
+    return first if all(filecmp.cmp(first, path, shallow=False) for path in others) else None
+
+
+def is_whole(path, form=None):
+    """Whether there is a film that is whole: a PNG by its checksums, at which decoding does not look.
+
+    form: the mode and size that it must have, ("L", (256, 256)); None: any.
+    """
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with Image.open(path) as film:
             film.verify()
-        return True
-    except Exception:  # no file, or a broken one, which may raise SyntaxError, zlib.error, struct.error, ...
+        return form in (None, (film.mode, film.size))
+    except Exception:  # a broken file may raise anything: SyntaxError, zlib.error, struct.error, ...
         return False
 
 
@@ -173,13 +191,14 @@ def file_sources(folder, needed, skip_bad, threads):
     Raises InputError, naming the films, where one has two files that differ; or none, unless skip_bad is true.
     """
     films = find_films(folder)
-    if twice := [name for name in needed if differ(films.get(key(name), ()))]:
+    chosen = {name: choose_copy(films[key(name)]) for name in needed if key(name) in films}
+    if twice := [name for name, path in chosen.items() if path is None]:
         both = " and ".join(map(str, films[key(twice[0])][:2]))
         raise InputError(f"{folder} has different files of {some(twice)}, {both}: keep one of each")
-    missing = [name for name in needed if key(name) not in films]
+    missing = [name for name in needed if name not in chosen]
     if missing and not skip_bad:
         raise InputError(f"{folder} lacks {some(missing)}: add them or leave them out with --skip-bad")
-    paths = [films[key(name)][0] for name in needed if key(name) in films]
+    paths = list(chosen.values())
     return [Source("the films' files", partial(read_films, paths[part])) for part in slices(threads)]
 
 
@@ -189,35 +208,33 @@ def file_sources(folder, needed, skip_bad, threads):
 def find_archives(path, number=None):
     """The zip and tar.gz archives at or anywhere below `path`; with a number, the one of that number."""
     path = Path(path)
-    found = [path] if path.is_file() else sorted(path.rglob("*"))
-    found = [archive for archive in found if archive.name.endswith((".zip", ".tar.gz"))]
+    found = [path] if path.is_file() else sorted(walk(path))
+    found = [archive for archive in found if archive.name.lower().endswith(ZIP + TAR)]
     if not found:
         raise InputError(f"{path} has no .zip or .tar.gz: give --archives an archive, or the folder with the archives")
     if number is None:
         return found
-    found = [archive for archive in found if re.fullmatch(f"images_0*{number}", archive.name.split(".")[0])]
-    if len(found) != 1:
+    found = [archive for archive in found if re.fullmatch(f"images_0*{number}", archive.name.lower().split(".")[0])]
+    if not found or choose_copy(found) is None:
         names = f"images_{number:03d}.zip or images_{number:02d}.tar.gz"
         raise InputError(f"{path} has {len(found)} files {names}: --archive {number} needs one")
-    return found
+    return found[:1]
 
 
-def check_archives(paths):
-    """Raise InputError where the zips on disk hold two different files of one film; return archives within them."""
-    found, nested = {}, []
+def check_zips(paths):
+    """Raise InputError where zips on disk hold two different files of one film."""
+    found = {}
     for path in paths:
-        if path.suffix != ".zip" or not zipfile.is_zipfile(path):
-            continue  # what cannot be read is named when it is
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.filename.lower().endswith(PACKED):
-                    nested.append(f"{member.filename} in {path.name}")
-                elif key(member.filename):
-                    place, content = f"{member.filename} in {path.name}", (member.CRC, member.file_size)
-                    other, before = found.setdefault(key(member.filename), (place, content))
-                    if before != content:
-                        raise InputError(f"{other} and {place} are different files of one film: keep one of each")
-    return nested
+        members = []
+        if path.name.lower().endswith(ZIP):
+            with suppress(*DAMAGED, OSError), zipfile.ZipFile(path) as archive:  # it is named when its films are read
+                members = archive.infolist()
+        for member in members:
+            if key(member.filename):
+                place, content = f"{member.filename} in {path.name}", (member.CRC, member.file_size)
+                other, before = found.setdefault(key(member.filename), (place, content))
+                if before != content:
+                    raise InputError(f"{other} and {place} are different files of one film: keep one of each")
 
 
 def read_zip(open_zip, part, wants):
@@ -255,7 +272,7 @@ def archive_sources(paths, threads):
     """The sources of archives; a zip is read by several threads where there are fewer archives than threads."""
     sources = []
     for path in paths:
-        if path.suffix == ".zip":
+        if path.name.lower().endswith(ZIP):
             parts = slices(-(-threads // len(paths)))
             sources += [Source(path.name, partial(read_zip, partial(zipfile.ZipFile, path), part)) for part in parts]
         else:

@@ -30,8 +30,10 @@ import os
 import re
 import shutil
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -56,6 +58,10 @@ TABLE = "Data_Entry_2017_v2020.csv"  # the official label table
 LISTS = ("train_val_list.txt", "test_list.txt")  # the official split, one film name per line
 TOY_SET = Path(__file__).with_name("toy_set.csv")  # film, split: the original project's lists
 
+# A film's name in a line of a list, which ends in .png or .jpg, or is NIH's number without an ending.
+LISTED = re.compile(
+    r"[^\s,;'\"/\\]+\.(?:png|jpe?g)(?![^\s,;'\"])|(?<![^\s,;'\"/\\])\d{8}_\d{3}(?![^\s,;'\"])", re.IGNORECASE
+)
 UNFINISHED = "unfinished_"  # begins the names of folders that a killed run leaves behind
 CITATION = (
     "NIH Clinical Center, ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315), "
@@ -64,6 +70,17 @@ CITATION = (
 
 
 # --- Labels and splits
+
+
+def plain(name):
+    """A name without regard to case, spaces and underscores."""
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def film_name(text):
+    """The name of a film in a table or list: without its folder; NIH's name may lack its ending."""
+    name = os.path.basename(text.strip(" '\"").replace("\\", "/"))
+    return f"{name}.png" if re.fullmatch(r"\d{8}_\d{3}", name) else name
 
 
 def read_labels(csv):
@@ -76,18 +93,26 @@ def read_labels(csv):
     if not Path(csv).is_file():
         raise InputError(f"{csv} is missing: give --labels the official {TABLE}")
     table = read_table(csv)
-    plain = {re.sub(r"[\W_]+", "", column).lower(): column for column in table.columns}
     for column in columns:
-        found = plain.get(column.replace(" ", "").lower())
-        if found is None:
+        same = [name for name in table.columns if plain(name) == plain(column)]
+        if len(same) > 1 and column not in same:
+            raise InputError(f"{csv} has the columns {' and '.join(map(repr, same))}: name one of them {column!r}")
+        if not same:
             near = difflib.get_close_matches(column, table.columns, 1, 0)
             there = ", ".join(map(repr, table.columns[:20]))
             nearest = f", nearest is {near[0]!r}" if near else ""
             raise InputError(
                 f"{csv} has no column {column!r} among {there}{nearest}: give --labels the official {TABLE}"
             )
-        table[column] = table[found].str.strip()
-    table["Image Index"] = [os.path.basename(name.replace("\\", "/")) for name in table["Image Index"]]
+        table[column] = table[column if column in same else same[0]].str.strip()
+    table["Image Index"] = table["Image Index"].map(film_name)
+    table["Patient ID"] = table["Patient ID"].str.replace(
+        r"\.0+$", "", regex=True
+    )  # as pandas writes integers with gaps
+    known = {plain(name): name for name in (*FINDINGS, NO_FINDING)}
+    table["Finding Labels"] = [
+        "|".join(known.get(plain(part), part) for part in text.split("|")) for text in table["Finding Labels"]
+    ]
 
     unknown = [t != NO_FINDING and not set(t.split("|")) <= set(FINDINGS) for t in table["Finding Labels"]]
     for problem, bad in (
@@ -124,21 +149,19 @@ def assign_splits(table, lists, seed, skip_bad=False):
     names = dict(zip(table["Image Index"].map(fetch.key), table["Image Index"], strict=True))
     train_val, test = (read_list(Path(lists), name, names) for name in LISTS)
     listed = pd.Series(train_val + test, dtype=object)
-    absent = listed[~listed.isin(table["Image Index"])]
     table_test = table[table["Image Index"].isin(test)]
     train_val_patients = table["Patient ID"][table["Image Index"].isin(train_val)]
     shared = table_test["Image Index"][table_test["Patient ID"].isin(train_val_patients)]
     for problem, films in (
         ("name more than once", listed[listed.duplicated()].unique()),
-        ("name (--skip-bad leaves them out), but the label table does not have,", [] if skip_bad else absent),
         ("share the patients of", shared),
     ):
         if len(films):
             raise InputError(f"{lists}: the lists {problem} {some(films)}: use the official lists and label table")
-    if len(absent):
-        print(f"{some(absent.unique())} of the lists are not in the label table and are left out")
-    if others := len(table) - table["Image Index"].isin(listed).sum():
-        print(f"{others} films of the label table are in no list and are left out")
+    leave_out(listed[~listed.isin(table["Image Index"])].unique(), f"the lists in {lists}", skip_bad)
+    others = table["Image Index"][~table["Image Index"].isin(listed)].to_list()
+    if others:
+        print(f"left out: {some(others)} of the label table, in neither list")
     table = table[table["Image Index"].isin(listed)].reset_index(drop=True)
     is_test = table["Image Index"].isin(test)
     (val,) = draw(table["Patient ID"][~is_test], (VAL_OF_TRAIN_VAL,), seed)
@@ -146,36 +169,52 @@ def assign_splits(table, lists, seed, skip_bad=False):
     return table.assign(split=split)
 
 
+def leave_out(films, lists, skip_bad):
+    """Tell of films of the lists that the label table does not have; InputError unless skip_bad is true."""
+    if len(films) and not skip_bad:
+        ways = "give the official label table, or leave them out with --skip-bad"
+        raise InputError(f"the label table does not have {some(films)} of {lists}: {ways}")
+    if len(films):
+        print(f"left out: {some(films)} of {lists}, not in the label table")
+
+
 def read_list(folder, name, names):
     """The films of an official list, or of Kaggle's copy of it, NAME_NIH.txt; names {key: film of the label table}.
 
-    One film a line, perhaps with its folder, and with further columns behind it; perhaps after a header line.
+    Names may have a folder before them, and further columns behind them; a header line may come first.
     """
-    files = [folder / name, folder / name.replace(".txt", "_NIH.txt")]
-    path = next((path for path in files if path.is_file()), None)
-    if path is None:
-        near = difflib.get_close_matches(name, os.listdir(folder) if folder.is_dir() else [], 1, 0)
-        there = f"; nearest there is {near[0]}" if near else ""
-        raise InputError(f"{folder / name} is missing{there}: --lists needs the official {' and '.join(LISTS)}")
-    films = []
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: give --lists the folder that holds {' and '.join(LISTS)}")
+    there = {file.lower(): file for file in sorted(os.listdir(folder))} if folder.is_dir() else {}
+    file = there.get(name, there.get(name.replace(".txt", "_nih.txt")))
+    if file is None:
+        near = difflib.get_close_matches(name, there.values(), 1, 0)
+        nearest = f"; nearest there is {near[0]}" if near else ""
+        raise InputError(f"{folder / name} is missing{nearest}: --lists needs the official {' and '.join(LISTS)}")
+    films, path = [], folder / file
     for number, line in enumerate(read_text(path).splitlines()):
-        film = re.split(r"[,;\t]", line.strip())[0].strip(" '\"").replace("\\", "/")
-        if film and fetch.key(film):
-            films.append(names.get(fetch.key(film), os.path.basename(film)))
-        elif film and number:  # the first line may be a header
-            raise InputError(f"{path}, line {number + 1}: {film!r} is no film's name")
+        first = film_name(re.split(r"[,;\t]", line)[0])  # its name may have spaces
+        found = [first] if " " in first and fetch.key(first) in names else LISTED.findall(line)
+        if not found and line.strip() and (films or re.search(r"\d", first)):  # a header stands first, without numbers
+            raise InputError(f"{path}, line {number + 1}: {line.strip()[:60]!r} names no film")
+        films += dict.fromkeys(names.get(fetch.key(name), name) for name in map(film_name, found))
     if not films:
         raise InputError(f"{path} names no film: use the official list")
     return films
 
 
-def original_split(table):
-    """The rows of `table` that are in the toy set, with their `split`. Raises InputError where some are missing."""
-    split = pd.read_csv(TOY_SET, index_col="film")["split"]
-    if len(missing := split.index.difference(table["Image Index"])):
-        raise InputError(f"the label table does not have {some(missing)} of the toy set: use the official label table")
-    table = table[table["Image Index"].isin(split.index)].reset_index(drop=True)
-    return table.assign(split=table["Image Index"].map(split))
+def original_split(table, skip_bad=False):
+    """The rows of `table` that are in the toy set, with their `split`. Raises InputError where some are missing.
+
+    skip_bad: leave out films of the toy set that are not in the table.
+    """
+    toy = pd.read_csv(TOY_SET)
+    toy.index = toy["film"].map(fetch.key)
+    keys = table["Image Index"].map(fetch.key)
+    leave_out(toy["film"][~toy.index.isin(keys)].to_list(), "the toy set", skip_bad)
+    table, keys = table[keys.isin(toy.index)], keys[keys.isin(toy.index)]
+    toy = toy.loc[keys].reset_index(drop=True)
+    return table.reset_index(drop=True).assign(**{"Image Index": toy["film"], "split": toy["split"]})
 
 
 def archives_of(options, threads):
@@ -194,7 +233,7 @@ def choose_films(options, folder):
     labels, lists = options.labels or fetch.fetch_file(TABLE, folder), options.lists
     table = read_labels(labels)
     if split == "original":
-        lists, table = None, original_split(table)
+        lists, table = None, original_split(table, options.skip_bad)
     else:
         if options.download and not options.archive and not lists:
             lists = Path(folder)
@@ -240,40 +279,64 @@ class Intake:
     """Takes films into the folder of reduced films, where each is a PNG file: there as a whole or not at all.
 
     needed: names of the films that are not there yet. broken: {name: why} of those that were met but cannot be used;
-    small: of those that are smaller than `size` px. The folder must be locked; `take` runs in threads.
+    small: of those that are smaller than `size` px. nested: archives that were met within archives. The folder must be
+    locked; `take` runs in threads.
     """
 
     def __init__(self, folder, size, needed):
         self.folder, self.size, self.needed = folder, size, set(needed)
         self.names = {fetch.key(name): name for name in needed}
         self.broken, self.small, self.stopped = {}, set(), False
+        self.compare, self.contents, self.differ, self.nested = False, {}, {}, set()
 
     def read(self, sources, threads):
-        """Take what is needed from all sources; returns the problems, one line for each source that failed."""
+        """Take what is needed from all sources; returns the problems, one line for each source that failed.
+
+        Raises InputError where archives hold two different files of one film.
+        """
+        # Zips are compared before by their directories. A tar has none, but is read to its end anyway.
+        self.compare = any(source.checked_last for source in sources)
         pool = ThreadPoolExecutor(threads)  # as fast as processes: Pillow decodes and resizes without the GIL
         with progress(None, "films", len(self.needed)) as self.bar:
             try:
-                return [problem for problem in pool.map(self.take, sources) if problem]
+                problems = [problem for problem in pool.map(self.take, sources) if problem]
             finally:
                 self.stopped = True  # after Ctrl-C or a fault, the threads end at their next film
                 pool.shutdown(cancel_futures=True)
+        for name in self.differ:  # the same command must find them again
+            (self.folder / name).unlink(missing_ok=True)
+        if self.differ:
+            both = " and ".join(self.differ[min(self.differ)])
+            raise InputError(f"{both} have different files of {some(sorted(self.differ))}: keep one of each")
+        return problems
 
-    def wants(self, name):
+    def wants(self, source, name):
         if self.stopped:
             raise InterruptedError("stopped")
-        return self.names.get(fetch.key(name)) in self.needed
+        if name.lower().endswith(fetch.PACKED):
+            self.nested.add(f"{name} in {source.name}")
+        film = self.names.get(fetch.key(name))
+        return film in self.needed or (self.compare and film is not None)
 
     def take(self, source):
         """Take what is needed from a source; returns the problem where it cannot be read to its end."""
         # Each source writes in a folder of its own: another one may have the same film.
         with TemporaryDirectory(prefix=UNFINISHED, dir=self.folder) as aside:
+            contents = []
             try:
-                for name, file in source.read(self.wants):
-                    film = self.reduce(self.names[fetch.key(name)], file, Path(aside))
+                for found, file in source.read(partial(self.wants, source)):
+                    name = self.names[fetch.key(found)]
+                    if self.compare and file:
+                        contents.append((name, zlib.crc32(file.getbuffer())))
+                    film = self.reduce(name, file, Path(aside)) if name in self.needed else None
                     if film and not source.checked_last:
                         self.move_in(film)
             except fetch.UNREADABLE as error:
                 return f"{source.name}: {error}"
+            for name, content in contents:
+                other, before = self.contents.setdefault(name, (source.name, content))
+                if before != content:
+                    self.differ[name] = (other, source.name)
             for film in Path(aside).iterdir():
                 self.move_in(film)
 
@@ -308,17 +371,18 @@ def stack(folder, names, size, file):
     """The films in `folder` as an array, uint8 (N, size, size). It lies in `file`: all films of 256 px are 7.3 GB."""
     images = np.memmap(file, np.uint8, "w+", shape=(len(names), size, size))
     for row, name in enumerate(names):
-        images[row] = reduce_film(folder / name, size)  # which only decodes a film of that size
+        with Image.open(folder / name) as film:
+            images[row] = film
     return images
 
 
 # --- From films to a set
 
 
-def list_skipped(intake, problems, nested, options):
+def list_skipped(intake, problems, options):
     """The films that the set goes without, as source.json says it; InputError unless it may be made without them.
 
-    problems: one line for each source that was not read to its end; nested: archives within archives.
+    problems: one line for each source that was not read to its end.
     """
     where = options.images or options.archives or "download"
     if small := sorted(intake.small & intake.needed):
@@ -336,8 +400,8 @@ def list_skipped(intake, problems, nested, options):
         if problems and options.download:
             ways += f", or get the archives by hand from {fetch.BY_HAND} and give their folder with --archives"
         why = f" ({problems[0]})" if problems else ""
-        if missing and nested:
-            why += f" (archives within archives are not read: unpack {', '.join(nested[:3])})"
+        if missing and intake.nested:
+            why += f" (archives within archives are not read: unpack {', '.join(sorted(intake.nested)[:3])})"
         raise InputError(f"{where}: {' and '.join(faults)}{why}, all in {listed}: {ways}")
     if faults:
         print(f"skipped: {' and '.join(faults)}")
@@ -384,9 +448,10 @@ def prepare(options):
     check_options(options, folder, reduced)
     with TemporaryDirectory() as fetched:
         table, source = choose_films(options, fetched)
-    needed = [name for name in table["Image Index"] if not fetch.is_whole(reduced / name)]
+    needed = [name for name in table["Image Index"] if not fetch.is_whole(reduced / name, ("L", (size, size)))]
     threads = fetch.THREADS if options.download else os.cpu_count()
-    nested = fetch.check_archives(fetch.find_archives(options.archives, options.archive)) if options.archives else []
+    if options.archives:
+        fetch.check_zips(fetch.find_archives(options.archives, options.archive))
     if options.images:
         sources = fetch.file_sources(options.images, needed, options.skip_bad, threads)
     else:
@@ -400,7 +465,7 @@ def prepare(options):
             print(f"{len(table) - len(needed)} of {len(table)} films are in {reduced} already")
         intake = Intake(reduced, size, needed)
         problems = intake.read(sources, threads) if needed else []
-        source["skipped"] = list_skipped(intake, problems, nested, options)
+        source["skipped"] = list_skipped(intake, problems, options)
         counts = make_set(folder, table[~table["Image Index"].isin(intake.needed)], reduced, source)
     if source["split"] == "all" and not source["origin"]["lists"]:
         print("no --lists: divided by patient, not the official split")

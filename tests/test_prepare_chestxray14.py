@@ -1,6 +1,8 @@
 """Preparing ChestX-ray14: real films and labels end to end, every film mode, one clear line for each fault; archives
 on disk; and the download, from a server on loopback."""
 
+import errno
+import fcntl
 import gzip
 import io
 import json
@@ -326,13 +328,10 @@ def test_a_reduced_film_that_was_damaged_is_made_again(raw, capsys):
         assert film.read_bytes() == whole
 
 
-# --- Faults: one line that names file, problem and next step, status 2, no set
-
-
 # --- Inputs as people have them
 
 
-@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 def test_films_of_a_detectors_bits_are_scaled_by_them(bits, tmp_path):
     values = np.linspace(0, 2**bits - 1, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "film.png")
@@ -340,13 +339,21 @@ def test_films_of_a_detectors_bits_are_scaled_by_them(bits, tmp_path):
     assert abs(grey - values * (255 / (2**bits - 1))).max() <= 0.51
 
 
+def with_marker(values, white):
+    """A film with a few white pixels, such as the letter that marks a side."""
+    values[2, 2:8] = white
+    return values
+
+
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        (np.full((SIZE, SIZE), 15, np.uint8), "nearly black: no grey value reaches 32 of 255"),
-        (np.full((SIZE, SIZE), 15, np.uint16), "nearly black"),
+        (np.full((SIZE, SIZE), 15, np.uint8), "nearly black: 99 % of its grey values are below 64 of 255"),
+        (with_marker(np.full((SIZE, SIZE), 63, np.uint8), 255), "nearly black"),  # 14 of 16 bits
+        (with_marker(np.full((SIZE, SIZE), 4095, np.uint16), 65535), "nearly black"),
         (np.full((SIZE, SIZE), 0.5, np.float32), "grey values of type float32"),
         (np.full((SIZE, SIZE), -5, np.int32), "from -5 to -5, not 0 to 65535"),
+        (np.full((SIZE, SIZE), 65536, np.int32), "from 65536 to 65536, not 0 to 65535"),
     ],
 )
 def test_films_with_values_far_below_their_range_are_refused(values, problem, tmp_path):
@@ -355,21 +362,97 @@ def test_films_with_values_far_below_their_range_are_refused(values, problem, tm
         chestxray14.reduce_film(tmp_path / "film.tif", SIZE)
 
 
-def test_names_match_without_regard_to_case_and_ending(raw):
+def upper_case(raw):
+    for path in list(raw.rglob("*.png")):
+        path.rename(path.with_name(path.name.upper()))
+
+
+def unpacked_twice(raw):
+    shutil.copytree(raw / "films" / "images_001", raw / "films" / "again")
+
+
+def link_beside_a_film(raw):
+    (raw / "films" / film_name(3, 1)).symlink_to(raw / "nowhere.png")
+
+
+def folders_in_a_ring(raw):
+    (raw / "films" / "images_001" / "all").symlink_to(raw / "films")
+
+
+def kaggles_lists(raw):
+    for name in ("train_val_list", "test_list"):
+        (raw / f"{name}.txt").rename(raw / f"{name}_NIH.txt")
+
+
+def windows_text(raw):
+    for path in (raw / "table.csv", *raw.glob("*_list.txt")):
+        path.write_bytes(path.read_text().rstrip("\n").replace("\n", "\r\n").encode("utf-16"))
+
+
+def spreadsheet(raw):
+    text = (raw / "table.csv").read_text().replace(",", ";").replace("Image Index", " image_index ")
+    text = text.replace("Mass|Hernia", "hernia | Mass").replace("0;1;PA", "0;1.0;PA").replace("0000", "C:\\films\\0000")
+    (raw / "table.csv").write_text("\ufeff" + text, encoding="utf-8")
+
+
+def relist(raw, form):
+    for path in raw.glob("*_list.txt"):
+        path.write_text(form(path.read_text().split()))
+
+
+def lists_with_labels(raw):
+    relist(raw, lambda films: "Film,Mass,Edema\n" + "\n".join(f"images/{film.upper()},1,0" for film in films))
+
+
+def lists_as_chexnets(raw):
+    relist(raw, lambda films: "\n".join(f"{film} 0 1 0" for film in films))
+
+
+def lists_in_one_line(raw):
+    relist(raw, ", ".join)
+
+
+def lists_without_endings(raw):
+    relist(raw, lambda films: "\n".join(films).replace(".png", ""))
+
+
+FORMS = [
+    upper_case, unpacked_twice, link_beside_a_film, folders_in_a_ring, kaggles_lists, windows_text, spreadsheet,
+    lists_with_labels, lists_as_chexnets, lists_in_one_line, lists_without_endings,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_films_tables_and_lists_are_read_as_people_have_them(form, raw):
+    def findings(table):
+        return [sorted(text.split("|")) for text in table["Finding Labels"]]
+
     assert prepare(raw) == 0
-    upper, copy, photo = (path_of(raw, film_name(3, film)) for film in (0, 1, 0))
-    upper.rename(upper.with_name(upper.name.upper()))
-    (raw / "films" / "again").mkdir()
-    (raw / "films" / "again" / copy.name).write_bytes(copy.read_bytes())  # unpacked twice
-    shutil.rmtree(raw.parent / "out" / f"films_{SIZE}px")
-    assert prepare(raw, name="other") == 0
-    sets = [raw.parent / "out" / name for name in ("set", "other")]
-    assert (sets[0] / "images.npy").read_bytes() == (sets[1] / "images.npy").read_bytes()
-    shutil.rmtree(raw.parent / "out" / f"films_{SIZE}px")
-    with Image.open(photo.with_name(upper.name.upper())) as film:
-        film.convert("L").save(photo.with_suffix(".jpeg"), quality=95)
-    photo.with_name(upper.name.upper()).unlink()
-    assert prepare(raw, name="photo") == 0
+    form(raw)
+    shutil.rmtree(raw.parent / "out" / "films_32px")
+    assert prepare(raw, name="form") == 0
+    expected, found = (load_set(raw.parent / "out" / name) for name in ("set", "form"))
+    assert (found.images == expected.images).all() and findings(found.table) == findings(expected.table)
+    columns = ["Image Index", "Patient ID", "split"]
+    assert found.table[columns].equals(expected.table[columns])
+
+
+def test_a_table_of_other_names_has_the_films_of_the_toy_set(raw, monkeypatch):
+    monkeypatch.setattr(chestxray14, "TOY_SET", raw / "toy.csv")
+    names = [film_name(patient, 1) for patient in (1, 2, 3)]
+    pd.DataFrame({"film": names, "split": ["train", "val", "test"]}).to_csv(raw / "toy.csv", index=False)
+    edit(raw / "table.csv", ".png", ".PNG")
+    table = chestxray14.original_split(chestxray14.read_labels(raw / "table.csv"))
+    assert table["Image Index"].to_list() == names and table["split"].to_list() == ["train", "val", "test"]
+
+
+def test_photos_are_films(raw):
+    for path in list(raw.rglob("*.png")):
+        Image.open(path).save(path.with_suffix(".JPEG"), quality=95)
+        path.unlink()
+    assert prepare(raw) == 0
+    prepared = load_set(raw.parent / "out" / "set")
+    assert abs(prepared.images[0].astype(int) - picture(100).reshape(SIZE, 4, SIZE, 4).mean(axis=(1, 3))).mean() < 2
 
 
 def test_a_dangling_link_is_named_or_skipped(raw, capsys):
@@ -383,57 +466,81 @@ def test_a_dangling_link_is_named_or_skipped(raw, capsys):
     assert source["skipped"] == {"missing": [], "undecodable": [film_name(3, 1)]}
 
 
-def as_kaggle(raw):
-    for name in ("train_val_list", "test_list"):
-        (raw / f"{name}.txt").rename(raw / f"{name}_NIH.txt")
-
-
-def as_windows(raw):
-    for path in (raw / "table.csv", *raw.glob("*_list.txt")):
-        path.write_bytes(path.read_text().rstrip("\n").replace("\n", "\r\n").encode("utf-16"))
-
-
-def as_spreadsheet(raw):
-    path = raw / "table.csv"
-    path.write_text("\ufeff" + path.read_text().replace(",", ";").replace("Image Index", " image_index "))
-    for path in raw.glob("*_list.txt"):
-        lines = [f"images/{film.upper()},1,0,0" for film in path.read_text().split()]
-        path.write_text("\n".join(["Film,Mass,Hernia,Edema", *lines]))
-
-
-@pytest.mark.parametrize("change", [as_kaggle, as_windows, as_spreadsheet], ids=lambda change: change.__name__)
-def test_tables_and_lists_are_read_as_people_have_them(change, raw):
-    assert prepare(raw) == 0
-    change(raw)
-    assert prepare(raw, name="changed") == 0
-    sets = [raw.parent / "out" / name for name in ("set", "changed")]
-    assert (sets[0] / "labels.csv").read_bytes() == (sets[1] / "labels.csv").read_bytes()
-
-
 def test_a_part_of_the_table_or_of_the_lists_is_told(raw, capsys):
     rows = (raw / "table.csv").read_text().splitlines(keepends=True)
-    gone = [row for row in rows if row.startswith(film_name(3, 1))]
-    (raw / "table.csv").write_text("".join(row for row in rows if row not in gone))
+    (raw / "table.csv").write_text("".join(row for row in rows if not row.startswith(film_name(3, 1))))
     assert prepare(raw) == 2
-    assert "--skip-bad leaves them out" in one_error(capsys)
+    assert "or leave them out with --skip-bad" in one_error(capsys)
     assert prepare(raw, "--skip-bad") == 0
-    assert f"1 film ({film_name(3, 1)}) of the lists are not in the label table" in capsys.readouterr().out
+    assert f"left out: 1 film ({film_name(3, 1)}) of the lists in {raw}, not in the" in capsys.readouterr().out
     edit(raw / "test_list.txt", film_name(9, 1) + "\n", "")
     assert prepare(raw, "--skip-bad", name="part") == 0
-    assert "1 films of the label table are in no list and are left out" in capsys.readouterr().out
+    assert f"left out: 1 film ({film_name(9, 1)}) of the label table, in neither list" in capsys.readouterr().out
 
 
-def test_archives_within_archives_and_different_copies_are_named(raw, archives, capsys):
-    (archives / "films.zip").write_bytes(pack(contents(raw), "images"))
-    with zipfile.ZipFile(archives / "more.zip", "w") as archive:
-        archive.writestr("images_003.zip", b"")
-    path_of(raw, "table.csv").open("a").write("00000099_000.png,Mass,0,99,PA,\n")
+def test_a_film_of_another_size_among_the_reduced_ones_is_made_again(raw):
+    assert prepare(raw) == 0
+    Image.new("L", (SIZE, SIZE + 1)).save(raw.parent / "out" / "films_32px" / film_name(3, 1))
+    assert prepare(raw, name="other") == 0
+    assert bytes_of(raw.parent / "out" / "other") == bytes_of(raw.parent / "out" / "set")
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
+def test_different_films_of_one_name_in_archives_are_refused_each_time(kind, raw, archives, capsys):
+    films = contents(raw)
+    other = {film_name(3, 1).upper(): films[film_name(4, 0)]}
+    (archives / "films.ZIP").write_bytes(pack(films, "images"))
+    (archives / f"more{kind}").write_bytes(pack(other, "images", kind))
+    for _ in range(2):
+        assert unpack(raw, archives) == 2
+        said = capsys.readouterr().err
+        assert all(words in said for words in ("films.ZIP", f"more{kind}", "different files of", "keep one of each"))
+
+
+def test_equal_archives_count_as_one(raw, archives):
+    for path in (archives / "images_01.tar.gz", archives / "deeper" / "IMAGES_01.TGZ"):
+        path.write_bytes(pack(contents(raw), "images", ".tar.gz"))
+    assert unpack(raw, archives) == unpack(raw, archives, "--archive", 1, name="numbered") == prepare(raw) == 0
+    for name in ("packed", "numbered"):
+        expected = (raw.parent / "out" / "set" / "images.npy").read_bytes()
+        assert (raw.parent / "out" / name / "images.npy").read_bytes() == expected
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
+def test_archives_within_archives_are_named(kind, raw, archives, capsys):
+    inner = {"IMAGES_002.zip": b"", "images_003.tar.gz": b""}
+    (archives / f"films{kind}").write_bytes(pack(halves(raw)[0] | inner, "images", kind))
     assert unpack(raw, archives, lists=False) == 2
-    assert "archives within archives are not read: unpack images_003.zip in more.zip" in one_error(capsys)
-    with zipfile.ZipFile(archives / "more.zip", "w") as archive:
-        archive.writestr(film_name(3, 1).upper(), b"another")
-    assert unpack(raw, archives, lists=False) == 2
-    assert "are different files of one film: keep one of each" in one_error(capsys)
+    named = f"unpack IMAGES_002.zip in films{kind}, images_003.tar.gz in films{kind}"
+    assert f"archives within archives are not read: {named}" in one_error(capsys)
+
+
+def test_a_place_that_cannot_be_used_is_named(raw, capsys):
+    (raw / "file").write_text("")
+    assert prepare(raw, "--out", raw / "file") == 2
+    assert f"{raw}/file" in one_error(capsys)
+
+
+def test_without_locks_films_are_prepared_all_the_same(raw, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert prepare(raw) == 0
+    assert capsys.readouterr().out.count("warning: ") == 1
+
+
+def test_a_terminal_without_a_films_letters_ends_no_run(raw, monkeypatch):
+    (raw / "films").rename(raw / "filμs")
+    (raw / "films").symlink_to(raw / "filμs")
+    path_of(raw, film_name(3, 1)).unlink()
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(screen, "ascii", write_through=True))
+    assert prepare(raw, "--images", raw / "filμs") == 2
+    assert b"fil?s lacks 1 film" in screen.getvalue()
+
+
+# --- Faults: one line that names file, problem and next step, status 2, no set
 
 
 def lose_film(raw):
@@ -706,8 +813,9 @@ def test_an_archive_that_is_not_there_is_named(number, words, raw, archives, cap
 
 
 @pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
-def test_an_archive_that_cannot_be_read_is_named(kind, raw, archives, capsys):
-    (archives / f"films{kind}").write_bytes(b"<html>" * 1000)
+@pytest.mark.parametrize("damage", [lambda _: b"<html>" * 1000, lambda packed: packed.replace(b"PK\1\2", b"PK\1\3")])
+def test_an_archive_that_cannot_be_read_is_named(kind, damage, raw, archives, capsys):
+    (archives / f"films{kind}").write_bytes(damage(pack(contents(raw), "images")))
     for path in (archives, archives / f"films{kind}"):
         assert unpack(raw, path) == 2
         assert f"films{kind}" in one_error(capsys)
