@@ -1,5 +1,7 @@
 """The phantom: same seed same bytes, patients in one split only, enough films per finding, signs in place."""
 
+import errno
+import fcntl
 import json
 import sys
 import threading
@@ -64,9 +66,8 @@ def test_the_bytes_are_those_of_every_version(tmp_path):
     assert set_checksum(tmp_path / "few") == CHECKSUM_OF_FEW
 
 
-def test_first_use_makes_the_whole_set(tmp_path, monkeypatch, request):
-    if not request.config.getoption("--all"):
-        pytest.skip("20 s: with --all")
+@pytest.mark.long  # 20 s
+def test_first_use_makes_the_whole_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert open_set("data", "phantom").checksum == CHECKSUM
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -102,6 +103,26 @@ def test_the_seed_is_an_option_and_a_set_of_another_seed_is_left_as_it_is(tmp_pa
         monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(tmp_path / "seven"), "--seed", seed])
         assert problem in one_line(phantom.main)
     assert checksum == set_checksum(tmp_path / "seven")
+
+
+def test_a_place_that_cannot_be_used_is_named(tmp_path, monkeypatch, one_line):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "phantom"):
+        monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(place)])
+        assert f"{tmp_path}/file" in one_line(phantom.main)
+
+
+def test_without_locks_it_is_drawn_all_the_same_and_no_bar_is_in_a_log(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(phantom.prepare, "__defaults__", (phantom.FOLDER, phantom.SEED, FEW, phantom.SIZE))
+    monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(tmp_path / "phantom")])
+    phantom.main()
+    said = capsys.readouterr()
+    assert said.out.count("warning: ") == 1 and said.err == ""
+    assert set_checksum(tmp_path / "phantom") == CHECKSUM_OF_FEW
 
 
 def test_a_film_does_not_depend_on_the_films_before_it():
