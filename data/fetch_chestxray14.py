@@ -11,6 +11,7 @@ import gzip
 import io
 import os
 import re
+import struct
 import tarfile
 import time
 import zipfile
@@ -41,7 +42,10 @@ MAX_MEMBER = 1 << 24  # bytes of a film in an archive; a film of 1024 x 1024 px 
 TRIES = 6  # times that a failed request or a dropped connection is tried again
 WAIT = 1.0  # s before such a try, twice as long before each further one
 TIMEOUT = 60  # s without an answer
-DAMAGED = (EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error)  # what a bad archive raises
+DAMAGED = (  # what a bad archive raises
+    EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError,
+    UnicodeDecodeError, OverflowError,
+)  # fmt: skip
 DROPPED = (RemoteIOError, HTTPError)  # what a connection raises that breaks off
 UNREADABLE = (*DAMAGED, OSError, HTTPError, RemoteZipError)  # whatever can keep an archive from being read
 NAMED = 3  # how many films a message names

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -813,7 +814,17 @@ def test_an_archive_that_is_not_there_is_named(number, words, raw, archives, cap
 
 
 @pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
-@pytest.mark.parametrize("damage", [lambda _: b"<html>" * 1000, lambda packed: packed.replace(b"PK\1\2", b"PK\1\3")])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"<html>" * 1000,
+        lambda packed: packed.replace(b"PK\1\2", b"PK\1\3"),  # its directory
+        lambda packed: re.sub(
+            b"(PK\1\2..).", lambda head: head[1] + b"\xff", packed, flags=re.DOTALL
+        ),  # the version that it asks for
+    ],
+    ids=["page", "directory", "version"],
+)
 def test_an_archive_that_cannot_be_read_is_named(kind, damage, raw, archives, capsys):
     (archives / f"films{kind}").write_bytes(damage(pack(contents(raw), "images")))
     for path in (archives, archives / f"films{kind}"):
