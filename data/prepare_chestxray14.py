@@ -4,7 +4,7 @@
 
 fetches the toy set, 11,042 of the 112,120 films, and makes data/chestxray14/ (images.npy, labels.csv, source.json):
 uint8 films of 256 x 256 px. With --archive 2 --name nih10k --size 64 it is the 10,000 films of one archive instead.
-Films already on disk come in by --images (a folder of PNG files) or --archives (zip and tar.gz), with --labels.
+Films already on disk come in by --images (a folder of PNG or JPEG files) or --archives (zip and tar.gz), with --labels.
 
 Every film is reduced and kept as a PNG in data/films_256px/, or what --size says. Sets of one size share it, and a
 command that was stopped goes on from there. A film is known by its name and size alone: one that is there is not read
@@ -489,7 +489,9 @@ def parse_options(argv=None):
     parser.add_argument("--name", default=NAME, help="the set's name (%(default)s)")
     parser.add_argument("--out", default=OUT, help="where its folder is made (the data folder)")
     parser.add_argument("--seed", type=int, default=SEED, help="draws the patients (%(default)s)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out films that are missing or do not decode")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out films that are missing, damaged or without a row"
+    )
     return parser.parse_args(argv)
 
 
