@@ -13,21 +13,14 @@ prepared in the same size. The same films, labels, lists and seed give the same 
 however often the command was stopped.
 
 The data set: 112,120 frontal films, 1024 x 1024 px, of 30,805 patients of the NIH Clinical Center. Wang et al.,
-"ChestX-ray8", CVPR 2017, arXiv 1705.02315; https://nihcc.app.box.com/v/ChestXray-NIHCC. A label is one of 14 findings
-that text mining took from the radiologist's report (the authors expect over 90 % to be right); no one labelled the
-films themselves. No filter is applied here: both views, all ages, all films of a patient.
-
-Splits: `original` is that of the original project's toy set, in toy_set.csv. With `all`, `test` is the official
-test_list.txt and `val` a fifth of the patients of train_val_list.txt; without lists, the patients of the label table
-are divided 70 / 10 / 20. A set of one archive has those films of the split that the archive holds: a film is in the
-same split there as in the set of all films.
+"ChestX-ray8", CVPR 2017, arXiv 1705.02315; https://nihcc.app.box.com/v/ChestXray-NIHCC. No filter is applied here: both
+views, all ages, all films of a patient. Labels and splits: see labels_chestxray14.py.
 """
 
 import argparse
-import difflib
 import hashlib
+import io
 import os
-import re
 import shutil
 import sys
 import zlib
@@ -38,13 +31,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data import fetch_chestxray14 as fetch
-from data.fetch_chestxray14 import reduce_film, some
-from dataset import COLUMNS, FINDINGS, NO_FINDING, SPLITS, format_counts, write_set
-from support.files import InputError, lock, read_table, read_text, write
+from data.labels_chestxray14 import LISTS, TABLE, assign_splits, key, original_split, read_labels, some
+from dataset import SPLITS, format_counts, write_set
+from support.files import InputError, lock, write
 from support.progress import progress
 from support.settings import guarded
 
@@ -52,16 +44,9 @@ OUT = Path(__file__).resolve().parent  # the set's folder is made here
 NAME = "chestxray14"  # the set's folder
 SIZE = 256  # height and width of a prepared film, px
 SEED = 0  # any integer >= 0; another seed draws other patients into val (without lists, into test, too)
-VAL_OF_TRAIN_VAL = 0.2  # share of the official train_val patients that become val
-VAL, TEST = 0.1, 0.2  # shares of all patients, without the official lists
-TABLE = "Data_Entry_2017_v2020.csv"  # the official label table
-LISTS = ("train_val_list.txt", "test_list.txt")  # the official split, one film name per line
-TOY_SET = Path(__file__).with_name("toy_set.csv")  # film, split: the original project's lists
+FILTER = Image.Resampling.LANCZOS  # keeps thin lines (a pleural edge) sharpest; 5 of a film's 15 ms, BOX takes 1
+DARK = 64  # a film of which 99 % is below this grey value was made with a wrong range; the least in nih10k is 121
 
-# A film's name in a line of a list, which ends in .png or .jpg, or is NIH's number without an ending.
-LISTED = re.compile(
-    r"[^\s,;'\"/\\]+\.(?:png|jpe?g)(?![^\s,;'\"])|(?<![^\s,;'\"/\\])\d{8}_\d{3}(?![^\s,;'\"])", re.IGNORECASE
-)
 UNFINISHED = "unfinished_"  # begins the names of folders that a killed run leaves behind
 CITATION = (
     "NIH Clinical Center, ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315), "
@@ -69,197 +54,45 @@ CITATION = (
 )
 
 
-# --- Labels and splits
+# --- One film
 
 
-def plain(name):
-    """A name without regard to case, spaces and underscores."""
-    return re.sub(r"[\W_]+", "", name).lower()
+def scale_grey(film):
+    """A film of more than 8 bits, scaled to 8: by 10, 12, 14 or 16 bits, the least that hold its values.
 
-
-def film_name(text):
-    """The name of a film in a table or list: without its folder; NIH's name may lack its ending."""
-    name = os.path.basename(text.strip(" '\"").replace("\\", "/"))
-    return f"{name}.png" if re.fullmatch(r"\d{8}_\d{3}", name) else name
-
-
-def read_labels(csv):
-    """The label table, gzipped or not: Image Index, Patient ID (int), Finding Labels, in the order of Image Index.
-
-    Reads Data_Entry_2017.csv (rows end in a comma) and v2020. Raises InputError, naming the file and the films, for
-    a missing column, an unknown finding, a patient that is not a number, and a film with two rows.
+    Detectors have 10 to 14 bits, and a DICOM file that was converted to 16 often keeps their values. convert("L")
+    would cut them off. Raises ValueError for other values, such as shares of 1.
     """
-    columns = [column for column in COLUMNS if column != "split"]
-    if not Path(csv).is_file():
-        raise InputError(f"{csv} is missing: give --labels the official {TABLE}")
-    table = read_table(csv)
-    for column in columns:
-        same = [name for name in table.columns if plain(name) == plain(column)]
-        if len(same) > 1 and column not in same:
-            raise InputError(f"{csv} has the columns {' and '.join(map(repr, same))}: name one of them {column!r}")
-        if not same:
-            near = difflib.get_close_matches(column, table.columns, 1, 0)
-            there = ", ".join(map(repr, table.columns[:20]))
-            nearest = f", nearest is {near[0]!r}" if near else ""
-            raise InputError(
-                f"{csv} has no column {column!r} among {there}{nearest}: give --labels the official {TABLE}"
-            )
-        table[column] = table[column if column in same else same[0]].str.strip()
-    table["Image Index"] = table["Image Index"].map(film_name)
-    table["Patient ID"] = table["Patient ID"].str.replace(
-        r"\.0+$", "", regex=True
-    )  # as pandas writes integers with gaps
-    known = {plain(name): name for name in (*FINDINGS, NO_FINDING)}
-    table["Finding Labels"] = [
-        "|".join(known.get(plain(part), part) for part in text.split("|")) for text in table["Finding Labels"]
-    ]
-
-    unknown = [t != NO_FINDING and not set(t.split("|")) <= set(FINDINGS) for t in table["Finding Labels"]]
-    for problem, bad in (
-        ("names that are no films", table["Image Index"].map(fetch.key).isna()),
-        ("more than one row", table["Image Index"].map(fetch.key).duplicated()),
-        ("unknown findings", pd.Series(unknown, dtype=bool)),
-        ("a patient that is not a number", ~table["Patient ID"].str.fullmatch("[0-9]{1,18}").astype(bool)),
-    ):
-        if bad.any():
-            films, first = some(table["Image Index"][bad].unique()), table[bad].iloc[0].to_list()
-            raise InputError(f"{csv} has {problem} for {films}, as in {first}: correct it or download it again")
-    return table[columns].astype({"Patient ID": "int64"}).sort_values("Image Index", ignore_index=True)
+    values = np.asarray(film)
+    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey values of type {values.dtype} from {values.min()} to {values.max()}, not 0 to 65535")
+    white = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
+    return Image.fromarray(((values.astype(np.int64) * 255 + white // 2) // white).astype(np.uint8))
 
 
-def draw(patients, shares, seed):
-    """Disjoint random groups of the distinct `patients`, one per share (at least one patient), as sets."""
-    patients = np.unique(patients)
-    # Plain draws, sorted, instead of a shuffle: they follow the bit stream, which NumPy keeps between versions.
-    order = patients[np.argsort(np.random.default_rng(seed).random(len(patients)), kind="stable")]
-    ends = np.cumsum([max(1, round(share * len(patients))) for share in shares])
-    return [set(group.tolist()) for group in np.split(order, ends)[:-1]]
+def reduce_film(file, size):
+    """A film of any mode -> its grey values, uint8 (size, size).
 
-
-def assign_splits(table, lists, seed, skip_bad=False):
-    """The rows of `table` (see read_labels) that take part, with their `split`; no patient is in two splits.
-
-    lists: folder of the official lists, or None. Raises InputError, naming the films, for lists that do not fit.
-    skip_bad: leave out films of the lists that are not in the table.
+    Colours become luma, transparency is ignored, 16-bit grey is scaled by the bits that it uses; a film that is not
+    square is centred on black, so that anatomy keeps its shape. Antialiased, in whole numbers: the same on every
+    platform. Raises OSError for a film that does not decode, is smaller than `size` (it is never enlarged), or is
+    nearly black but for a few pixels, such as a marker.
     """
-    if lists is None:
-        val, test = draw(table["Patient ID"], (VAL, TEST), seed)
-        split = ["test" if p in test else "val" if p in val else "train" for p in table["Patient ID"]]
-        return table.assign(split=split)
-    names = dict(zip(table["Image Index"].map(fetch.key), table["Image Index"], strict=True))
-    train_val, test = (read_list(Path(lists), name, names) for name in LISTS)
-    listed = pd.Series(train_val + test, dtype=object)
-    table_test = table[table["Image Index"].isin(test)]
-    train_val_patients = table["Patient ID"][table["Image Index"].isin(train_val)]
-    shared = table_test["Image Index"][table_test["Patient ID"].isin(train_val_patients)]
-    for problem, films in (
-        ("name more than once", listed[listed.duplicated()].unique()),
-        ("share the patients of", shared),
-    ):
-        if len(films):
-            raise InputError(f"{lists}: the lists {problem} {some(films)}: use the official lists and label table")
-    leave_out(listed[~listed.isin(table["Image Index"])].unique(), f"the lists in {lists}", skip_bad)
-    others = table["Image Index"][~table["Image Index"].isin(listed)].to_list()
-    if others:
-        print(f"left out: {some(others)} of the label table, in neither list")
-    table = table[table["Image Index"].isin(listed)].reset_index(drop=True)
-    is_test = table["Image Index"].isin(test)
-    (val,) = draw(table["Patient ID"][~is_test], (VAL_OF_TRAIN_VAL,), seed)
-    split = np.where(is_test, "test", np.where(table["Patient ID"].isin(val), "val", "train"))
-    return table.assign(split=split)
+    try:
+        with Image.open(file) as film:
+            small = max(film.size) < size
+            if not small:
+                film = scale_grey(film) if film.mode[0] in "IF" else film.convert("L")
+    except Exception as error:  # a broken file may raise anything: SyntaxError, zlib.error, struct.error, ...
+        raise OSError(f"the film does not decode: {error}") from None
+    if small:
+        raise OSError(f"the film is smaller than {size} px: choose a smaller --size")
+    if sum(film.histogram()[DARK:]) < 0.01 * film.width * film.height:
+        raise OSError(f"the film is nearly black: 99 % of its grey values are below {DARK} of 255")
+    return np.asarray(ImageOps.pad(film, (size, size), method=FILTER))
 
 
-def leave_out(films, lists, skip_bad):
-    """Tell of films of the lists that the label table does not have; InputError unless skip_bad is true."""
-    if len(films) and not skip_bad:
-        ways = "give the official label table, or leave them out with --skip-bad"
-        raise InputError(f"the label table does not have {some(films)} of {lists}: {ways}")
-    if len(films):
-        print(f"left out: {some(films)} of {lists}, not in the label table")
-
-
-def read_list(folder, name, names):
-    """The films of an official list, or of Kaggle's copy of it, NAME_NIH.txt; names {key: film of the label table}.
-
-    Names may have a folder before them, and further columns behind them; a header line may come first.
-    """
-    if folder.is_file():
-        raise InputError(f"{folder} is a file: give --lists the folder that holds {' and '.join(LISTS)}")
-    there = {file.lower(): file for file in sorted(os.listdir(folder))} if folder.is_dir() else {}
-    file = there.get(name, there.get(name.replace(".txt", "_nih.txt")))
-    if file is None:
-        near = difflib.get_close_matches(name, there.values(), 1, 0)
-        nearest = f"; nearest there is {near[0]}" if near else ""
-        raise InputError(f"{folder / name} is missing{nearest}: --lists needs the official {' and '.join(LISTS)}")
-    films, path = [], folder / file
-    for number, line in enumerate(read_text(path).splitlines()):
-        first = film_name(re.split(r"[,;\t]", line)[0])  # its name may have spaces
-        found = [first] if " " in first and fetch.key(first) in names else LISTED.findall(line)
-        if not found and line.strip() and (films or re.search(r"\d", first)):  # a header stands first, without numbers
-            raise InputError(f"{path}, line {number + 1}: {line.strip()[:60]!r} names no film")
-        films += dict.fromkeys(names.get(fetch.key(name), name) for name in map(film_name, found))
-    if not films:
-        raise InputError(f"{path} names no film: use the official list")
-    return films
-
-
-def original_split(table, skip_bad=False):
-    """The rows of `table` that are in the toy set, with their `split`. Raises InputError where some are missing.
-
-    skip_bad: leave out films of the toy set that are not in the table.
-    """
-    toy = pd.read_csv(TOY_SET)
-    toy.index = toy["film"].map(fetch.key)
-    keys = table["Image Index"].map(fetch.key)
-    leave_out(toy["film"][~toy.index.isin(keys)].to_list(), "the toy set", skip_bad)
-    table, keys = table[keys.isin(toy.index)], keys[keys.isin(toy.index)]
-    toy = toy.loc[keys].reset_index(drop=True)
-    return table.reset_index(drop=True).assign(**{"Image Index": toy["film"], "split": toy["split"]})
-
-
-def archives_of(options, threads):
-    """The sources of the archives, on disk or of the mirror, that the options name."""
-    if options.archives:
-        return fetch.archive_sources(fetch.find_archives(options.archives, options.archive), threads)
-    return fetch.mirror_sources([options.archive] if options.archive else fetch.ARCHIVES, threads)
-
-
-def choose_films(options, folder):
-    """The films of a set as rows of the label table with their `split`, and what source.json says of the choice.
-
-    With --download, the label table and the official lists are fetched into `folder` unless they are given.
-    """
-    split = options.split or ("original" if options.download and not options.archive else "all")
-    labels, lists = options.labels or fetch.fetch_file(TABLE, folder), options.lists
-    table = read_labels(labels)
-    if split == "original":
-        lists, table = None, original_split(table, options.skip_bad)
-    else:
-        if options.download and not options.archive and not lists:
-            lists = Path(folder)
-            for name in LISTS:
-                fetch.fetch_file(name, lists)
-        table = assign_splits(table, lists, options.seed, options.skip_bad)
-    if options.archive or (options.archives and Path(options.archives).is_file()):  # one archive: what it holds
-        (source,) = archives_of(options, threads=1)
-        table = table[table["Image Index"].map(fetch.key).isin(fetch.list_keys(source))].reset_index(drop=True)
-    where = options.images or options.archives or "download"
-    return table, {
-        "citation": CITATION,
-        "size": options.size,
-        "split": split,
-        "seed": options.seed,
-        "labels_sha256": hashlib.sha256(Path(labels).read_bytes()).hexdigest(),
-        "origin": {
-            "films": Path(where).resolve().name,
-            "archive": options.archive,
-            "labels": Path(labels).name,
-            "lists": lists is not None,
-        },
-    }
-
-
-# --- Films
+# --- Films on their way into a set
 
 
 @contextmanager
@@ -279,23 +112,20 @@ class Intake:
     """Takes films into the folder of reduced films, where each is a PNG file: there as a whole or not at all.
 
     needed: names of the films that are not there yet. broken: {name: why} of those that were met but cannot be used;
-    small: of those that are smaller than `size` px. nested: archives that were met within archives. The folder must be
-    locked; `take` runs in threads.
+    nested: archives that were met within archives. The folder must be locked; `take` runs in threads.
     """
 
     def __init__(self, folder, size, needed):
         self.folder, self.size, self.needed = folder, size, set(needed)
-        self.names = {fetch.key(name): name for name in needed}
-        self.broken, self.small, self.stopped = {}, set(), False
-        self.compare, self.contents, self.differ, self.nested = False, {}, {}, set()
+        self.names = {key(name): name for name in needed}
+        self.broken, self.nested, self.stopped = {}, set(), False
+        self.taken, self.differ = {}, {}  # {name: (place, checksum)}, {name: two places with different files}
 
     def read(self, sources, threads):
         """Take what is needed from all sources; returns the problems, one line for each source that failed.
 
-        Raises InputError where archives hold two different files of one film.
+        Raises InputError where two different files of one film were met.
         """
-        # Zips are compared before by their directories. A tar has none, but is read to its end anyway.
-        self.compare = any(source.checked_last for source in sources)
         pool = ThreadPoolExecutor(threads)  # as fast as processes: Pillow decodes and resizes without the GIL
         with progress(None, "films", len(self.needed)) as self.bar:
             try:
@@ -306,77 +136,100 @@ class Intake:
         for name in self.differ:  # the same command must find them again
             (self.folder / name).unlink(missing_ok=True)
         if self.differ:
-            both = " and ".join(self.differ[min(self.differ)])
-            raise InputError(f"{both} have different files of {some(sorted(self.differ))}: keep one of each")
+            both = " and ".join(sorted(self.differ[min(self.differ)]))
+            raise InputError(f"there are different files of {some(sorted(self.differ))}, {both}: keep one of each")
         return problems
 
     def wants(self, source, name):
+        """Whether to read the file `name` of a source: every file of a film, so that copies are compared."""
         if self.stopped:
             raise InterruptedError("stopped")
         if name.lower().endswith(fetch.PACKED):
-            self.nested.add(f"{name} in {source.name}")
-        film = self.names.get(fetch.key(name))
-        return film in self.needed or (self.compare and film is not None)
+            self.nested.add(f"{os.path.basename(name)} in {source.name}")
+        return key(name) in self.names
 
     def take(self, source):
         """Take what is needed from a source; returns the problem where it cannot be read to its end."""
         # Each source writes in a folder of its own: another one may have the same film.
         with TemporaryDirectory(prefix=UNFINISHED, dir=self.folder) as aside:
-            contents = []
+            waiting = []
             try:
-                for found, file in source.read(partial(self.wants, source)):
-                    name = self.names[fetch.key(found)]
-                    if self.compare and file:
-                        contents.append((name, zlib.crc32(file.getbuffer())))
-                    film = self.reduce(name, file, Path(aside)) if name in self.needed else None
-                    if film and not source.checked_last:
-                        self.move_in(film)
+                for file, content in source.read(partial(self.wants, source)):
+                    name = self.names[key(file)]
+                    if self.reduce(content, Path(aside) / name):
+                        waiting.append((Path(aside) / name, f"{file} in {source.name}", zlib.crc32(content)))
+                    if not source.checked_last:
+                        self.accept(waiting)
             except fetch.UNREADABLE as error:
                 return f"{source.name}: {error}"
-            for name, content in contents:
-                other, before = self.contents.setdefault(name, (source.name, content))
-                if before != content:
-                    self.differ[name] = (other, source.name)
-            for film in Path(aside).iterdir():
-                self.move_in(film)
+            self.accept(waiting)
 
-    def reduce(self, name, file, folder):
-        """Write a reduced film into `folder` and return its path, or note why it cannot be and return None."""
-        path = folder / name
+    def reduce(self, content, path):
+        """Write a film, reduced, to `path`; returns whether that went well, or else puts the reason into `broken`."""
         try:
-            if file is None:
+            if content is None:
                 raise OSError("the file is damaged, or a link to nothing")
-            film = Image.fromarray(reduce_film(file, self.size))
+            film = Image.fromarray(reduce_film(io.BytesIO(content), self.size))
         except OSError as error:
-            self.broken[name] = str(error)
-            return None
-        except ValueError:
-            self.small.add(name)
-            return None
+            self.broken[path.name] = str(error)
+            return False
         try:
             # Half the size would take 1.5 ms more at 256 px. No fsync: checksums show what a power cut damages.
             film.save(path, "PNG", compress_level=0)
         except OSError as error:  # a full disk is no fault of the archive
             raise InputError(f"{self.folder}: {error.strerror}: make room, or choose another --out") from None
-        self.bar.update()
-        return path
+        return True
 
-    def move_in(self, film):
-        """Move the file of a film to its place."""
-        film.replace(self.folder / film.name)
-        self.needed.discard(film.name)
-
-
-def stack(folder, names, size, file):
-    """The films in `folder` as an array, uint8 (N, size, size). It lies in `file`: all films of 256 px are 7.3 GB."""
-    images = np.memmap(file, np.uint8, "w+", shape=(len(names), size, size))
-    for row, name in enumerate(names):
-        with Image.open(folder / name) as film:
-            images[row] = film
-    return images
+    def accept(self, waiting):
+        """Move films, which are known to be whole, to their place, and compare the copies; empties the list."""
+        for path, place, checksum in waiting:
+            other, before = self.taken.setdefault(path.name, (place, checksum))
+            if before != checksum:
+                self.differ[path.name] = (other, place)
+            elif other == place:
+                path.replace(self.folder / path.name)
+                self.needed.discard(path.name)
+                self.bar.update()
+        waiting.clear()
 
 
 # --- From films to a set
+
+
+def choose_films(options, folder):
+    """The films of a set as rows of the label table with their `split`, and what source.json says of the choice.
+
+    With --download, the label table and the official lists are fetched into `folder` unless they are given.
+    """
+    split = options.split or ("original" if options.download and not options.archive else "all")
+    labels, lists = options.labels or fetch.fetch_file(TABLE, folder), options.lists
+    table = read_labels(labels)
+    if split == "original":
+        lists, table = None, original_split(table, options.skip_bad)
+    else:
+        if options.download and not options.archive and not lists:
+            lists = folder
+            for name in LISTS:
+                fetch.fetch_file(name, folder)
+        table = assign_splits(table, lists, options.seed, options.skip_bad)
+    if options.archive or (options.archives and Path(options.archives).is_file()):  # one archive: what it holds
+        sources = fetch.archive_sources(options.archives, options.archive, threads=1)
+        held = {key(name) for source in sources for name in fetch.list_names(source)}
+        table = table[table["Image Index"].map(key).isin(held)].reset_index(drop=True)
+    where = options.images or options.archives or "download"
+    return table, {
+        "citation": CITATION,
+        "size": options.size,
+        "split": split,
+        "seed": options.seed,
+        "labels_sha256": hashlib.sha256(Path(labels).read_bytes()).hexdigest(),
+        "origin": {
+            "films": Path(where).resolve().name,
+            "archive": options.archive,
+            "labels": Path(labels).name,
+            "lists": lists is not None,
+        },
+    }
 
 
 def list_skipped(intake, problems, options):
@@ -385,14 +238,10 @@ def list_skipped(intake, problems, options):
     problems: one line for each source that was not read to its end.
     """
     where = options.images or options.archives or "download"
-    if small := sorted(intake.small & intake.needed):
-        raise InputError(f"{where}: {some(small)} smaller than {intake.size} px: choose a smaller --size")
-    broken, missing = (
-        sorted(films) for films in (intake.needed & intake.broken.keys(), intake.needed - intake.broken.keys())
-    )
+    broken, missing = sorted(intake.needed & intake.broken.keys()), sorted(intake.needed - intake.broken.keys())
     faults = [f"{some(missing)} missing"] if missing else []
     if broken:
-        faults.append(f"{some(broken)} not decodable ({intake.broken[broken[0]]})")
+        faults.append(f"{some(broken)} unusable ({intake.broken[broken[0]]})")
     if faults and (problems or not options.skip_bad):  # what lies in an unread archive is not known to be bad
         listed = intake.folder / "missing.txt"
         write(listed, "\n".join([*missing, *broken, ""]))
@@ -413,7 +262,11 @@ def make_set(folder, table, reduced, source):
     if empty := set(SPLITS) - set(table["split"]):
         raise InputError(f"{source['origin']['films']} leaves no film for split {min(empty)!r}: add more of the films")
     with TemporaryDirectory(prefix=UNFINISHED, dir=reduced) as aside:
-        images = stack(reduced, table["Image Index"].to_list(), source["size"], Path(aside) / "films")
+        shape = (len(table), source["size"], source["size"])
+        images = np.memmap(Path(aside) / "films", np.uint8, "w+", shape=shape)  # all films of 256 px are 7.3 GB
+        for row, name in enumerate(table["Image Index"]):
+            with Image.open(reduced / name) as film:
+                images[row] = film
         counts = write_set(Path(aside) / "set", images, table, source)
         if folder.exists():
             folder.rmdir()  # it is empty
@@ -450,12 +303,10 @@ def prepare(options):
         table, source = choose_films(options, fetched)
     needed = [name for name in table["Image Index"] if not fetch.is_whole(reduced / name, ("L", (size, size)))]
     threads = fetch.THREADS if options.download else os.cpu_count()
-    if options.archives:
-        fetch.check_zips(fetch.find_archives(options.archives, options.archive))
     if options.images:
-        sources = fetch.file_sources(options.images, needed, options.skip_bad, threads)
+        sources = fetch.file_sources(options.images, threads)
     else:
-        sources = archives_of(options, threads)
+        sources = fetch.archive_sources(options.archives, options.archive, threads)
     with locked(reduced):
         (reduced / "missing.txt").unlink(missing_ok=True)
         need, free = (len(needed) + 2 * len(table)) * size**2, shutil.disk_usage(reduced).free

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dataset import FINDINGS, write_set
+from tests.films import make_raw
 
 FILMS = {"train": 48, "val": 32, "test": 32}
 PATIENT_FILMS = 2
@@ -50,6 +51,12 @@ def small_set(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, (len(table), 64, 64), dtype=np.uint8)
     write_set(data / "small", images, table, {"origin": "noise", "seed": 0})
     return data
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """20 films, their label table and lists: see tests/films.py."""
+    return make_raw(tmp_path / "raw")
 
 
 @pytest.fixture

@@ -1,0 +1,197 @@
+"""The labels and splits of ChestX-ray14, from its label table, the official lists or the original project's toy set.
+
+A label is one of 14 findings that text mining took from the radiologist's report (the authors expect over 90 % to be
+right); no one labelled the films themselves.
+
+Splits: `original` is that of the original project's toy set, in toy_set.csv. With `all`, `test` is the official
+test_list.txt and `val` a fifth of the patients of train_val_list.txt; without lists, the patients of the label table
+are divided 70 / 10 / 20. A set of one archive has those films of the split that the archive holds: a film is in the
+same split there as in the set of all films.
+
+Tables and lists are read as people have them; a film is matched by its name without folder, ending and case.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dataset import FINDINGS, NO_FINDING
+from support.files import InputError, read_table, read_text
+
+VAL_OF_TRAIN_VAL = 0.2  # share of the official train_val patients that become val
+VAL, TEST = 0.1, 0.2  # shares of all patients, without the official lists
+TABLE = "Data_Entry_2017_v2020.csv"  # the official label table
+LISTS = ("train_val_list.txt", "test_list.txt")  # the official split, one film name per line
+TOY_SET = Path(__file__).with_name("toy_set.csv")  # film, split: the original project's lists
+
+PICTURES = (".png", ".jpg", ".jpeg")  # endings of films, in any case
+NAMED = 3  # how many films a message names
+
+
+# --- Names
+
+
+def key(name):
+    """What a film is matched by: its name without folder, ending and case; None for a file that is no picture."""
+    stem, ending = os.path.splitext(os.path.basename(name.strip()).lower())
+    return stem if ending in PICTURES else None
+
+
+def film_name(text):
+    """The name of a film in a table or list, without its folder. NIH's, 00000001_000.png, is known by its number."""
+    name = os.path.basename(text.strip(" '\"").replace("\\", "/"))
+    stem, ending = os.path.splitext(name)
+    return f"{stem}.png" if re.fullmatch(r"\d{8}_\d{3}", stem) and ending.lower() in ("", *PICTURES) else name
+
+
+def some(names):
+    """'4 films (a.png, b.png, c.png, ...)': their number and the first few."""
+    first = [*names[:NAMED], "..."] if len(names) > NAMED else names
+    return f"{len(names)} film{'s' * (len(names) != 1)} ({', '.join(first)})"
+
+
+def plain(name):
+    """A name without regard to case, spaces and underscores."""
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def find(wanted, names, where, ways):
+    """The one of `names` that is `wanted`, in any spelling that `plain` takes for the same.
+
+    Raises InputError, naming the place `where` and the `ways` out, where there is none, or two without the exact one.
+    """
+    same = [name for name in names if plain(name) == plain(wanted)]
+    if wanted in same or len(same) == 1:
+        return wanted if wanted in same else same[0]
+    if same:
+        raise InputError(f"{where} has {' and '.join(map(repr, same))}: name one of them {wanted!r}")
+    near = difflib.get_close_matches(wanted, names, 1, 0)
+    nearest = f" among {', '.join(map(repr, names[:20]))}, nearest is {near[0]!r}" if near else ""
+    raise InputError(f"{where} has no {wanted!r}{nearest}: {ways}")
+
+
+# --- The label table
+
+
+def read_labels(csv):
+    """The label table, gzipped or not: Image Index, Patient ID (int), Finding Labels, in the order of Image Index.
+
+    Reads Data_Entry_2017.csv (rows end in a comma) and v2020. Raises InputError, naming the file and the films, for
+    a missing column, an unknown finding, a patient that is not a number, and a film with two rows.
+    """
+    ways = f"give --labels the official {TABLE}"
+    if not Path(csv).is_file():
+        raise InputError(f"{csv} is missing: {ways}")
+    found = read_table(csv)
+    there = found.columns.to_list()
+    table = pd.DataFrame()
+    for column in ("Image Index", "Patient ID", "Finding Labels"):
+        table[column] = found[find(column, there, f"the header of {csv}", ways)].str.strip()
+    table["Image Index"] = table["Image Index"].map(film_name)
+    table["Patient ID"] = table["Patient ID"].str.replace(r"\.0+$", "", regex=True)  # pandas writes 1.0 beside gaps
+    known = {plain(name): name for name in (*FINDINGS, NO_FINDING)}
+    findings = [[known.get(plain(part), part) for part in text.split("|")] for text in table["Finding Labels"]]
+    table["Finding Labels"] = ["|".join(parts) for parts in findings]
+
+    keys = table["Image Index"].map(key)
+    unknown = [parts != [NO_FINDING] and not set(parts) <= set(FINDINGS) for parts in findings]
+    for problem, bad in (
+        ("names that are no films", keys.isna()),
+        ("more than one row", keys.duplicated()),
+        ("unknown findings", pd.Series(unknown, dtype=bool)),
+        ("a patient that is not a number", ~table["Patient ID"].str.fullmatch("[0-9]{1,18}").astype(bool)),
+    ):
+        if bad.any():
+            films, first = some(table["Image Index"][bad].unique()), table[bad].iloc[0].to_list()
+            raise InputError(f"{csv} has {problem} for {films}, as in {first}: correct it or download it again")
+    return table.astype({"Patient ID": "int64"}).sort_values("Image Index", ignore_index=True)
+
+
+# --- Splits
+
+
+def draw(patients, shares, seed):
+    """Disjoint random groups of the distinct `patients`, one per share (at least one patient), as sets."""
+    patients = np.unique(patients)
+    # Plain draws, sorted, instead of a shuffle: they follow the bit stream, which NumPy keeps between versions.
+    order = patients[np.argsort(np.random.default_rng(seed).random(len(patients)), kind="stable")]
+    ends = np.cumsum([max(1, round(share * len(patients))) for share in shares])
+    return [set(group.tolist()) for group in np.split(order, ends)[:-1]]
+
+
+def leave_out(films, lists, skip_bad):
+    """Tell of films of the lists that the label table does not have; InputError unless skip_bad is true."""
+    if len(films) and not skip_bad:
+        ways = "give the official label table, or leave them out with --skip-bad"
+        raise InputError(f"the label table does not have {some(films)} of {lists}: {ways}")
+    if len(films):
+        print(f"left out: {some(films)} of {lists}, not in the label table")
+
+
+def read_list(folder, name, names):
+    """The films of an official list, or of Kaggle's copy of it, NAME_NIH.txt; names: {key: film of the label table}.
+
+    Names may have a folder before them, and further columns behind them; a header line may come first.
+    """
+    files = sorted((path.name for path in Path(folder).glob("*")), reverse=True)  # the official list after the copy
+    files = {re.sub("_NIH(?=[.])", "", file): file for file in files}
+    ways = f"give --lists the folder with the official {' and '.join(LISTS)}"
+    path = Path(folder) / files[find(name, list(files), folder, ways)]
+    films = []
+    for number, line in enumerate(read_text(path).splitlines()):
+        first = film_name(re.split(r"[,;\t]", line)[0])
+        # Names end at a space, too, but for those of the table that have spaces.
+        whole = " " in first and key(first) in names
+        found = [first] if whole else [film_name(word) for word in re.split(r"[\s,;'\"]+", line)]
+        found = dict.fromkeys(names.get(key(film), film) for film in found if key(film))
+        if not found and line.strip() and (films or re.search(r"\d", first)):  # a header stands first, without numbers
+            raise InputError(f"{path}, line {number + 1}: {line.strip()[:60]!r} names no film")
+        films += found
+    if not films:
+        raise InputError(f"{path} names no film: use the official list")
+    return films
+
+
+def assign_splits(table, lists, seed, skip_bad=False):
+    """The rows of `table` (see read_labels) that take part, with their `split`; no patient is in two splits.
+
+    lists: folder of the official lists, or None. Raises InputError, naming the films, for lists that do not fit.
+    skip_bad: leave out films of the lists that are not in the table.
+    """
+    if lists is None:
+        val, test = draw(table["Patient ID"], (VAL, TEST), seed)
+        split = ["test" if p in test else "val" if p in val else "train" for p in table["Patient ID"]]
+        return table.assign(split=split)
+    films = table["Image Index"]
+    names = dict(zip(films.map(key), films, strict=True))
+    train_val, test = (read_list(lists, name, names) for name in LISTS)
+    listed = pd.Series(train_val + test, dtype=object)
+    is_test, is_train_val = films.isin(test), films.isin(train_val)
+    shared = films[is_test & table["Patient ID"].isin(table["Patient ID"][is_train_val])].to_list()
+    for problem, bad in (
+        ("name more than once", listed[listed.duplicated()].unique()),
+        ("share the patients of", shared),
+    ):
+        if len(bad):
+            raise InputError(f"{lists}: the lists {problem} {some(bad)}: use the official lists and label table")
+    leave_out(listed[~listed.isin(films)].to_list(), f"the lists in {lists}", skip_bad)
+    if others := films[~films.isin(listed)].to_list():
+        print(f"left out: {some(others)} of the label table, in neither list")
+    (val,) = draw(table["Patient ID"][is_train_val], (VAL_OF_TRAIN_VAL,), seed)
+    split = np.where(is_test, "test", np.where(table["Patient ID"].isin(val), "val", "train"))
+    return table.assign(split=split)[is_test | is_train_val].reset_index(drop=True)
+
+
+def original_split(table, skip_bad=False):
+    """The rows of `table` that are in the toy set, with their `split`. Raises InputError where some are missing.
+
+    skip_bad: leave out films of the toy set that are not in the table.
+    """
+    split = pd.read_csv(TOY_SET, index_col="film")["split"]
+    leave_out(split.index.difference(table["Image Index"]), "the toy set", skip_bad)
+    table = table[table["Image Index"].isin(split.index)].reset_index(drop=True)
+    return table.assign(split=table["Image Index"].map(split))

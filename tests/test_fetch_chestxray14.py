@@ -1,0 +1,393 @@
+"""Where films come from: archives on disk; and the download, from a server on loopback."""
+
+import re
+import shutil
+import tracemalloc
+from collections import namedtuple
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import search_train
+from data import fetch_chestxray14 as fetch
+from data import labels_chestxray14 as labels
+from dataset import load_set
+from support.settings import parse_settings
+from tests.films import (
+    FILM,
+    REPO,
+    SIZE,
+    bytes_of,
+    contents,
+    corrupt,
+    edit,
+    film_name,
+    halves,
+    mirror_files,
+    pack,
+    prepare,
+    run,
+    same_set,
+    some_patients,
+)  # fmt: skip
+from tests.loopback import serve
+
+KINDS = pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
+
+
+@pytest.fixture
+def archives(raw):
+    """The folder raw/archives, for the archives of a test."""
+    (raw / "archives" / "deeper").mkdir(parents=True)
+    return raw / "archives"
+
+
+def unpack(archives, *more, at="", **options):
+    """Prepare the films of `archives`, or of one in it, as the set `out`/packed; see tests/films.py."""
+    return prepare(archives.parent, *more, films=archives / at, **{"name": "packed"} | options)
+
+
+# --- Archives on disk
+
+
+@pytest.mark.parametrize("kinds", [(".zip", ".ZIP"), (".tar.gz", ".TGZ"), (".zip", ".tar.gz")])
+def test_archives_give_the_same_films(kinds, raw, archives):
+    for k, kind in enumerate(kinds):
+        packed = pack(halves(raw)[k], f"images_{k}", ".zip" if kind.lower() == ".zip" else ".tar.gz")
+        (archives / ("", "deeper")[k] / f"films{kind}").write_bytes(packed)
+    assert unpack(archives, "--out", raw.parent / "unpacked") == prepare(raw) == 0
+    assert same_set(raw.parent / "unpacked" / "packed", raw.parent / "out" / "set")
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+@KINDS
+@pytest.mark.parametrize("lists", [True, False], ids=["lists", "by patient"])
+def test_one_archive_gives_its_films_with_the_split_of_the_whole(lists, kind, cores, raw, archives, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    films = some_patients(raw)
+    (archives / f"images_001{kind}").write_bytes(pack(films, "images", kind))
+    shutil.copy(archives / f"images_001{kind}", archives / "deeper" / f"IMAGES_01{kind}")  # a copy does no harm
+    (archives / f"images_11{kind}").write_bytes(pack(halves(raw)[1], "images", kind))
+    assert unpack(archives, at=f"images_001{kind}", lists=lists) == 0
+    assert unpack(archives, "--archive", 1, "--out", raw.parent / "numbered", lists=lists) == 0
+    assert prepare(raw, lists=lists) == 0
+    whole, packed = (load_set(raw.parent / "out" / name) for name in ("set", "packed"))
+    assert packed.table["Image Index"].to_list() == list(films)
+    rows = whole.table["Image Index"].isin(films).to_numpy()
+    assert (packed.images == whole.images[rows]).all()
+    assert packed.table.equals(whole.table[rows].reset_index(drop=True))
+    assert same_set(raw.parent / "numbered" / "packed", raw.parent / "out" / "packed")
+
+
+@pytest.mark.parametrize("number, words", [(3, "images_003.zip or images_03.tar.gz"), (13, "1 to 12"), (0, "1 to 12")])
+def test_an_archive_that_is_not_there_is_named(number, words, raw, archives, one_line):
+    (archives / "images_001.zip").write_bytes(pack(contents(raw)))
+    assert words in one_line(unpack, archives, "--archive", number)
+    assert "deeper has no .zip or .tar.gz" in one_line(lambda: unpack(archives, at="deeper"))
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.parametrize("kinds", [(".zip", ".zip"), (".zip", ".tar.gz"), (".tar.gz", ".tar.gz")])
+def test_different_files_of_one_film_are_refused_each_time(kinds, cores, raw, archives, monkeypatch, one_line):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    films = contents(raw)
+    other = {FILM.upper(): films[film_name(4, 0)]}
+    for k, kind in enumerate(kinds):
+        (archives / f"films_{k}{kind}").write_bytes(pack((films, other)[k], "images", kind))
+    for _ in range(2):
+        said = one_line(unpack, archives)
+        assert f"different files of 1 film ({FILM})" in said and "keep one of each" in said
+        assert all(f"films_{k}{kind}" in said for k, kind in enumerate(kinds))
+    (archives / f"films_1{kinds[1]}").unlink()
+    assert unpack(archives) == prepare(raw, "--out", raw.parent / "images") == 0
+    assert same_set(raw.parent / "out" / "packed", raw.parent / "images" / "set")
+
+
+@KINDS
+def test_archives_within_archives_are_named(kind, raw, archives, one_line):
+    inner = {"IMAGES_002.zip": b"", "images_003.tar.gz": b""}
+    (archives / f"films{kind}").write_bytes(pack(halves(raw)[0] | inner, "images", kind))
+    said = one_line(unpack, archives)
+    assert "archives within archives are not read: unpack IMAGES_002.zip in " in said and "images_003.tar.gz in" in said
+
+
+DAMAGES = {  # of a zip
+    "page": lambda _: b"<html>" * 1000,
+    "directory": lambda packed: packed.replace(b"PK\1\2", b"PK\1\3"),
+    "version": lambda packed: re.sub(b"(PK\1\2..).", b"\\1\xff", packed, flags=re.DOTALL),  # that it asks for
+    "name": lambda packed: re.sub(b"(PK\1\2.{4}).{2}(.{36})..", b"\\1\0\x08\\2\xff\xff", packed, flags=re.DOTALL),
+}
+
+
+@pytest.mark.parametrize("kind, damage", [(".tar.gz", "page"), *((".zip", damage) for damage in DAMAGES)])
+def test_an_archive_that_cannot_be_read_is_named(kind, damage, raw, archives, one_line):
+    (archives / f"films{kind}").write_bytes(DAMAGES[damage](pack(contents(raw), "images", kind)))
+    for at in ("", f"films{kind}"):
+        assert f"films{kind}" in one_line(lambda at=at: unpack(archives, at=at))
+
+
+def damage_checksum(content):
+    return content[:-6] + bytes([content[-6] ^ 1]) + content[-5:]
+
+
+@pytest.mark.parametrize("damage", [damage_checksum, lambda content: content[:-3000]], ids=["checksum", "end"])
+def test_films_of_a_damaged_tar_do_not_count(damage, raw, archives, one_line):
+    first, second = (pack(half, "images", ".tar.gz") for half in halves(raw))
+    (archives / "films_1.tar.gz").write_bytes(damage(first))
+    (archives / "films_2.tar.gz").write_bytes(second)
+    said = one_line(unpack, archives, "--skip-bad")  # skips no archive
+    assert "10 films (00000001_000.png" in said and "missing" in said and "films_1.tar.gz" in said
+    reduced = raw.parent / "out" / "films_32px"
+    assert {path.name for path in reduced.glob("*.png")} == set(halves(raw)[1])
+    assert (reduced / "missing.txt").read_text().split() == list(halves(raw)[0])
+    assert not list(reduced.glob("unfinished*"))
+    (archives / "films_1.tar.gz").write_bytes(first)
+    assert unpack(archives) == prepare(raw) == 0
+    assert not (reduced / "missing.txt").exists()
+
+
+@KINDS
+def test_a_damaged_film_of_an_archive_does_not_count(kind, raw, archives, capsys, one_line):
+    films = contents(raw)
+    if kind == ".zip":
+        (archives / "films.zip").write_bytes(corrupt(pack(films), FILM))
+    else:
+        (archives / "films.tar.gz").write_bytes(pack(films | {FILM: b"no film"}, "images", kind))
+    said = one_line(unpack, archives)
+    assert f"1 film ({FILM}) unusable" in said and "--skip-bad" in said
+    assert unpack(archives, "--skip-bad") == 0
+    assert f"1 film ({FILM}) unusable" in capsys.readouterr().out
+    table = load_set(raw.parent / "out" / "packed").table
+    assert table["Image Index"].to_list() == [name for name in films if name != FILM]
+
+
+@KINDS
+def test_names_in_archives_are_no_paths(kind, raw, archives):
+    names = {}
+    for k, (name, content) in enumerate(contents(raw).items()):
+        names[f"{('../../..', '/', str(raw.parent), 'a/../..')[k % 4]}/{name}"] = content
+    names |= {"../../films_32px/lock": b"x", "../escaped.txt": b"x", "/escaped.txt": b"x"}
+    (archives / f"films{kind}").write_bytes(pack(names, "..", kind))
+    before = set(raw.parent.rglob("*"))
+    assert unpack(archives) == 0
+    new = {path.name for path in set(raw.parent.rglob("*")) - before} - set(contents(raw))
+    assert new == {"out", "packed", "images.npy", "labels.csv", "source.json", "films_32px", "lock"}
+    assert not Path("/escaped.txt").exists() and not (raw.parent / "out" / "films_32px" / "lock").read_bytes()
+
+
+@pytest.mark.parametrize("kind, lie", [(".zip", False), (".zip", True), (".tar.gz", False)])
+def test_bombs_are_not_unpacked(kind, lie, raw, archives, monkeypatch, one_line):
+    monkeypatch.setattr(fetch, "MAX_MEMBER", 1 << 20)
+    content = contents(raw)[film_name(1, 0)] + bytes(40 << 20)  # a film, and far more
+    packed = pack({film_name(1, 0): content}, "x", kind)
+    if lie:  # it says that it has 1000 bytes
+        packed = packed.replace(len(content).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    (archives / f"films{kind}").write_bytes(packed)
+    tracemalloc.start()
+    said = one_line(lambda: unpack(archives, at=f"films{kind}"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+    assert f"1 film ({film_name(1, 0)}) unusable" in said
+
+
+# --- The download, from a server on loopback
+
+
+Site = namedtuple("Site", "server raw out small content")
+ZIPS = ("/mirror/images/images_001.zip", "/mirror/images/images_002.zip")
+CSV = "/mirror/Data_Entry_2017_v2020.csv"
+
+
+@pytest.fixture
+def site(raw, monkeypatch):
+    """A mirror with raw's films in two archives, its table and lists; and a toy set of 18 films.
+
+    Patients 1 to 5 are in its train split, 6 and 7 in val, 8 and 9 in test; 10 is not in the toy set.
+    """
+    films = contents(raw)
+    splits = ["train"] * 10 + ["val"] * 4 + ["test"] * 4
+    pd.DataFrame({"film": list(films)[:18], "split": splits}).to_csv(raw / "toy.csv", index=False)
+    monkeypatch.setattr(labels, "TOY_SET", raw / "toy.csv")
+    with serve() as server:
+        server.files = mirror_files(raw)
+        constants = {"MIRROR": f"{server.url}/moved/mirror/", "ARCHIVES": (1, 2), "THREADS": 2}
+        for name, value in (constants | {"WAIT": 0.001, "TRIES": 3}).items():
+            monkeypatch.setattr(fetch, name, value)
+        yield Site(server, raw, raw.parent / "out", list(films)[:18], films)
+
+
+def download(site, *more):
+    return run("--download", "--size", SIZE, "--out", site.out, "--name", "set", *more)
+
+
+def member_bytes(site):
+    """Bytes sent of members of zips: all but their directories."""
+    return sum(size for path, part, size in site.server.log if ".zip" in path and not part.startswith("bytes=-"))
+
+
+@pytest.fixture
+def undisturbed(site):
+    """The bytes of the set that an undisturbed download makes; what it asked is forgotten."""
+    assert download(site, "--out", site.out / "undisturbed") == 0
+    site.server.log.clear()
+    return bytes_of(site.out / "undisturbed" / "set")
+
+
+def test_one_command_downloads_the_toy_set_and_nothing_more(site, tmp_path, capsys):
+    assert download(site) == 0
+    assert "Hernia" in capsys.readouterr().out
+    prepared = load_set(site.out / "set")
+    assert prepared.table["Image Index"].to_list() == site.small
+    assert prepared.table["split"].to_list() == ["train"] * 10 + ["val"] * 4 + ["test"] * 4
+    assert site.server.asked(".txt") == 0
+    assert member_bytes(site) < sum(len(site.content[name]) + 200 for name in site.small)  # nothing else, and once
+    films = [part for path, part, _ in site.server.log if path == ZIPS[0] and not part.startswith("bytes=-")]
+    starts = [int(part.split("=")[1].split("-")[0]) for part in films]
+    assert starts == sorted(starts)
+    assert site.server.asked("/moved/mirror/images") == 2  # where an archive has moved to is asked once
+    assert prepare(site.raw, "--split", "original", name="images", lists=False) == 0
+    assert same_set(site.out / "set", site.out / "images")
+
+    arguments = ["--dataset", "set", "--data", site.out, "--out", tmp_path / "runs", "--device", "cpu", "--epochs", 1]
+    arguments += ["--c", 4, "--layers", 4, "--crop", SIZE, "--batch-size", 2]
+    search_train.main(parse_settings(REPO / "search_train.py", [str(argument) for argument in arguments]))
+    assert (tmp_path / "runs" / "search_first_order" / "genotype.txt").exists()
+
+
+def test_all_films_are_divided_by_the_official_lists(site):
+    assert download(site, "--split", "all") == 0
+    assert prepare(site.raw, "--out", site.out / "images") == 0
+    assert same_set(site.out / "set", site.out / "images" / "set")
+
+
+@pytest.mark.parametrize("lists", [True, False], ids=["lists", "by patient"])
+def test_one_archive_of_the_mirror_is_that_archive_on_disk(lists, site, archives):
+    films = some_patients(site.raw)
+    packed = pack(films | {"00009999_000.png": b"not in the label table"}, "images")
+    site.server.files = {ZIPS[1]: packed, CSV: site.server.files[CSV]}
+    (archives / "images_002.zip").write_bytes(packed)
+    assert download(site, "--archive", 2, *(["--lists", site.raw] if lists else [])) == 0
+    assert unpack(archives, "--out", site.out / "disk", at="images_002.zip", lists=lists) == 0
+    assert same_set(site.out / "set", site.out / "disk" / "packed")
+    assert load_set(site.out / "set").table["Image Index"].to_list() == list(films)
+    assert member_bytes(site) < sum(len(content) + 200 for content in films.values())
+
+
+def test_what_is_given_is_not_fetched(site):
+    assert download(site, "--labels", site.raw / "table.csv", "--lists", site.raw, "--split", "all") == 0
+    assert not site.server.asked("csv") and not site.server.asked(".txt")
+
+
+def test_a_label_table_without_films_of_the_toy_set_is_refused_or_they_are_left_out(site, one_line):
+    edit(site.raw / "table.csv", FILM, "00009999_000.png")
+    said = one_line(download, site, "--labels", site.raw / "table.csv")
+    assert f"1 film ({FILM}) of the toy set" in said and "official" in said
+    assert download(site, "--labels", site.raw / "table.csv", "--skip-bad") == 0
+    assert len(load_set(site.out / "set").table) == 17
+
+
+# --- What a network does
+
+
+def with_cuts(path, *cuts):
+    """The next answers for `path` break off after so many bytes."""
+    return lambda server: server.cuts[path].extend(cuts)
+
+
+def with_status(path, *status):
+    return lambda server: server.status[path].extend(status)
+
+
+def with_moves(server):
+    server.moves = 4
+
+
+PASSING = {
+    "zip cut": with_cuts(ZIPS[0], None, None, 100, None, 5000, None, 0),
+    "directory cut": with_cuts(ZIPS[0], None, 1000),
+    "table cut twice": with_cuts(CSV, 300, 0),
+    "busy": with_status(ZIPS[0], 503, 500),
+    "too many requests": with_status(ZIPS[1], 429),
+    "table refused": with_status(CSV, 502),
+    "moved": with_moves,
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_passes_leaves_no_trace(fault, site, undisturbed):
+    PASSING[fault](site.server)
+    assert download(site) == 0
+    assert bytes_of(site.out / "set") == undisturbed
+    assert not any(site.server.status.values()) and not any(site.server.cuts.values())  # and it happened
+
+
+def without_ranges(server):
+    server.ranges = False
+
+
+def serving(path, change):
+    """The file at `path` becomes change(its bytes), or is lost where that is None."""
+
+    def alter(server):
+        content = change(server.files.pop(path))
+        server.files |= {} if content is None else {path: content}
+
+    return alter
+
+
+lose_archive = serving(ZIPS[0], lambda _: None)
+corrupt_member = serving(ZIPS[0], lambda packed: corrupt(packed, FILM))
+BY_HAND = ("by hand", "https://nihcc.app.box.com/v/ChestXray-NIHCC", "same command")
+LASTING = {
+    "archive lost": (lose_archive, ("10 films (00000001_000.png", "images_001.zip", "404", "--archives", *BY_HAND)),
+    "no archive": (serving(ZIPS[0], lambda _: b"<html>" * 1000), ("10 films", "images_001.zip", *BY_HAND)),
+    "overload": (with_status(ZIPS[0], *[503] * 100), ("10 films", "images_001.zip", "503", "--archives", *BY_HAND)),
+    "no ranges": (without_ranges, ("18 films", "images_001.zip", "range", "--archives", *BY_HAND)),
+    "member corrupt": (corrupt_member, ("download", "1 film", FILM, "unusable", "same command", "--skip-bad")),
+    "member lost": (
+        serving(ZIPS[0], lambda packed: packed.replace(FILM.encode(), b"00000099_000.png")),
+        ("download", "1 film", FILM, "missing", "same command", "--skip-bad"),
+    ),
+    "table lost": (serving(CSV, lambda _: None), ("Data_Entry_2017_v2020.csv", "404", "--labels", *BY_HAND[:2])),
+    "page for a table": (serving(CSV, lambda _: b"<html>Log in.</html>"), ("Data_Entry_2017_v2020.csv", "has no")),
+}
+
+
+@pytest.mark.parametrize("fault", LASTING)
+def test_what_lasts_is_named_and_the_same_command_goes_on(fault, site, undisturbed, one_line):
+    whole = dict(site.server.files)
+    change, words = LASTING[fault]
+    change(site.server)
+    said = one_line(download, site)
+    for word in words:
+        assert word in said
+    assert not (site.out / "set").exists()
+    site.server.files, site.server.ranges = whole, True
+    site.server.status.clear()
+    site.server.log.clear()
+    assert download(site) == 0
+    assert bytes_of(site.out / "set") == undisturbed
+    if fault in ("archive lost", "no archive", "overload"):  # only what is missing is transferred
+        assert 0 < member_bytes(site) < sum(len(site.content[name]) + 200 for name in site.small[:10])
+    site.server.log.clear()
+    shutil.rmtree(site.out / "set")
+    assert download(site) == 0 and not site.server.asked(".zip")
+
+
+def test_a_lost_archive_is_named_before_its_films_are_known(site, one_line):
+    lose_archive(site.server)
+    said = one_line(download, site, "--archive", 1)
+    assert all(words in said for words in ("images_001.zip", "404", "--archives", *BY_HAND[:2]))
+
+
+def test_skip_bad_leaves_out_a_bad_member_but_no_archive(site, one_line):
+    whole = dict(site.server.files)
+    lose_archive(site.server)
+    assert "10 films" in one_line(download, site, "--skip-bad") and not (site.out / "set").exists()
+    site.server.files = whole
+    corrupt_member(site.server)
+    assert download(site, "--skip-bad") == 0
+    left = [name for name in site.small if name != FILM]
+    assert load_set(site.out / "set").table["Image Index"].to_list() == left
