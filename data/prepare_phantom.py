@@ -2,11 +2,10 @@
 
     python -m data.prepare_phantom [FOLDER] [--seed N]    makes data/phantom/, or FOLDER: a prepared set
 
-Every film is drawn from numbers: a patient's anatomy, pose and exposure, and the sign of each finding,
-subtle or obvious by chance. 4,500 films of 64 x 64 px take about 20 s on a CPU core; a seed always gives the
-same bytes. The set is for trying a search without a download. It is synthetic, not for clinical use: an
-AUC on it says nothing about patients. The signs are simplified from the Fleischner Society's glossary
-(Hansell et al., Radiology 246:697, 2008).
+Every film is drawn from numbers: a patient's anatomy, pose and exposure, and the sign of each finding, subtle or
+obvious by chance. 4,500 films of 64 x 64 px take about 20 s on a CPU core; a seed always gives the same bytes. The set
+is for trying a search without a download. It is synthetic, not for clinical use: an AUC on it says nothing about
+patients. The signs are simplified from the Fleischner Society's glossary (Hansell et al., Radiology 246:697, 2008).
 """
 
 import argparse
@@ -427,26 +426,23 @@ def prepare(folder=FOLDER, seed=SEED, films=FILMS, size=SIZE):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m data.prepare_phantom", description="Make the phantom, a synthetic set of chest X-ray films."
-    )
+    parser = argparse.ArgumentParser("python -m data.prepare_phantom", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where it is made (%(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="another one draws other patients (%(default)s)")
     with guarded():
         options = parser.parse_args()
-        folder = options.folder
-        if options.seed < 0:
-            raise InputError(f"--seed is {options.seed} and must be at least 0")
+        folder, seed = options.folder, options.seed
+        if seed < 0:
+            raise InputError(f"--seed is {seed} and must be at least 0")
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / "lock", timeout=-1)  # of two scripts on a new clone the second waits, and finds it there
         if (folder / "source.json").exists():
-            seed = json.loads((folder / "source.json").read_text(encoding="utf-8")).get("seed")
-            if seed != options.seed:
-                raise InputError(f"{folder} is a set of seed {seed}: name another folder for seed {options.seed}")
+            before = json.loads((folder / "source.json").read_text(encoding="utf-8")).get("seed")
+            if seed != before:
+                raise InputError(f"{folder} is a set of seed {before}: name another folder for seed {seed}")
             print(f"{folder} is there already and left as it is ({NOTICE})")
         else:
-            print(format_counts(prepare(folder, options.seed)))
-            print(f"made {folder}: {NOTICE}")
+            print(format_counts(prepare(folder, seed)), f"made {folder}: {NOTICE}", sep="\n")
         held.release()
 
 
