@@ -8,6 +8,7 @@ Writes  search_first_order/ or search_second_order/: genotype.txt (the epoch wit
         genotype_last.txt (the last epoch), log.txt, metrics.jsonl, settings.json, checkpoint.pt, pictures
 """
 
+from functools import partial
 from pathlib import Path
 
 from torch.optim import SGD, Adam
@@ -119,6 +120,7 @@ def main(settings):
         scores = f"{epoch:5}   {lr:7.4f}   {means['train']:10.4f}   {means['val']:12.4f}   {auc:7.3f}"
         run.end_epoch(
             f"{scores}   {state['entropy_normal']:7.3f}   {state['skips']:5} + {state['pools']:<3}",
+            partial(visualize.cells_figure, genotype),
             lr=lr,
             train_loss=means["train"],
             alpha_loss=means["val"],

@@ -2,7 +2,7 @@
 
     settings.json   the settings that affect the result, and where it ran: git commit, versions, device
     log.txt         for people
-    metrics.jsonl   one JSON object per epoch
+    metrics.jsonl   one JSON object per epoch; its numbers are in events.*, too, where TensorBoard is installed
     checkpoint.pt   all that is needed to go on, within an epoch, too; checkpoint_before.pt is the one before it
     lock            held by the process that works here; a dead process holds nothing
 
@@ -94,6 +94,15 @@ def refuse_changes(folder, before, now):
             f"{folder}: {name} was {before.get(name)!r}, now {now.get(name)!r}{also}; "
             "set it back, start elsewhere with --out FOLDER, or move the old run aside with --fresh"
         )
+
+
+def open_curves(folder, epochs):
+    """TensorBoard's writer, or None without that package. It hides points after `epochs`: their work is done again."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # not at the top: few have it, and it takes a second
+    except ImportError:
+        return None
+    return SummaryWriter(folder, purge_step=epochs + 1)
 
 
 class Run:
@@ -227,6 +236,7 @@ class Run:
             for name in WITH_EFFECT:
                 if there[name] != here[name]:
                     self.log(f"warning: {name} was {there[name]!r}, is {here[name]!r}: the result may differ")
+        self.curves = open_curves(self.folder, self.progress["epoch"]) if ranks.rank() == 0 else None
         self.saved = None  # frees its memory
         self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -323,14 +333,23 @@ class Run:
         if ranks.rank() == 0:
             save_state(self.best, state)
 
-    def end_epoch(self, shown, **stored):
-        """Log the line `shown`, append `stored` to metrics.jsonl, and write a checkpoint."""
+    def end_epoch(self, shown, draw=None, **stored):
+        """Log the line `shown`, append `stored` to metrics.jsonl, and write a checkpoint.
+
+        draw: makes a figure of the cells; called where TensorBoard shows them beside its curves of `stored`.
+        """
         self.progress["epoch"] += 1
         self.losses.begin_epoch()
         self.log(f"{shown}{'  best so far' if self.better else ''}")
         if ranks.rank() == 0:
             row = {"epoch": self.progress["epoch"]} | stored | {"seconds": round(self.seconds(), 1)}
             self.append("metrics.jsonl", json.dumps(row))
+        if self.curves is not None:
+            for name in [name for name, value in stored.items() if isinstance(value, (int, float))]:
+                self.curves.add_scalar(name, stored[name], self.progress["epoch"])
+            if draw is not None:
+                self.curves.add_figure("cells", draw(), self.progress["epoch"])
+            self.curves.flush()
         self.save()
 
     def finish(self, draw):
