@@ -122,7 +122,10 @@ def read_others(items, taken, films):
 
 
 def draw(folder, table, films, probabilities, networks):
-    """ROC curves, the table as dots, and for each finding a film that has it, with what two networks made of it."""
+    """ROC curves, the table as dots, and for each finding a film that has it, with what two networks made of it.
+
+    Returns {network: (films, maps, texts)} of the two, as `visualize.draw_activation` takes them.
+    """
     labels = films.labels.cpu().numpy()
     shown = {name: name.replace("$", "\\$") for name in probabilities}  # Matplotlib would take it for a formula ...
     shown |= {name: f" {text}" for name, text in shown.items() if text[0] == "_"}  # ... and leave this one out
@@ -137,10 +140,14 @@ def draw(folder, table, films, probabilities, networks):
     batch, grey = films.normalise(grey), grey.round().byte().cpu().numpy()
     found = ["|".join(f for f, label in zip(FINDINGS, labels[i], strict=True) if label) for i in index.tolist()]
     visualize.draw_films(folder / "films.png", grey, found)
-    texts = [FINDINGS[k] for k in present]
-    for name in {*list(networks)[:1], *list(networks)[-1:]}:  # CheXNet is the last, where it is there
+    drawn = {}
+    for name in dict.fromkeys([*list(networks)[:1], *list(networks)[-1:]]):  # CheXNet is the last, where it is there
         maps = visualize.class_activation(networks[name][0], batch)[torch.arange(len(present)), present]
-        visualize.draw_activation(folder / f"activation_{name}.png", grey, maps.cpu().numpy(), texts)
+        scores = probabilities[name][index.numpy(), present]
+        texts = [f"{FINDINGS[k]}\n{score:.2f}" for k, score in zip(present, scores, strict=True)]
+        drawn[name] = grey, maps.cpu().numpy(), texts
+        visualize.draw_activation(folder / f"activation_{name}.png", *drawn[name])
+    return drawn
 
 
 def main(settings):

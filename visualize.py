@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Polygon
 from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
 from sklearn.metrics import auc, roc_curve
+from torch.nn import functional
 
 from genotypes import EDGES, EDGES_PER_NODE, INPUT_NODES, NODES, PRIMITIVES, edge_entropy, load_genotype, parse_genotype
 from support.files import InputError, replacing
@@ -27,6 +30,7 @@ from support.settings import guarded
 COLOURS = ("#00204d", "#c8553d", "#3b8bc4", "#8a8678", "#d9a400", "#5b2a86", "#58a55c", "#1b1b1b")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 2)))
 STYLES = [{"color": c, "ls": line, "marker": m} for c, line, m in zip(COLOURS, LINES, "osD^vPX*", strict=True)]
+LOWERS, RAISES = "#2f86d6", "#ffb000"  # of activation maps: what lowers a logit, what raises it
 DARK, FAINT, PALE, SMALL = "#1b1b1b", "#8c8c8c", "#f4f4f4", 8  # SMALL: points, of the smallest text
 KINDS = {  # of an operation: name, line colour, line style, fill of its label
     "pool": ("max and average pools", "#d9a400", ":", "#fff3cc"),
@@ -265,25 +269,42 @@ def draw_quality(path, curves):
     save_picture(figure.savefig, path)
 
 
+def overlay(film, values):
+    """A film (H, W) uint8 under its see-through activation map (h, w) -> (H, W, 3) uint8.
+
+    The map has a scale of its own: clear at zero, 70 % colour where it is farthest from zero.
+    """
+    smooth = functional.interpolate(torch.tensor(values, dtype=torch.float64)[None, None], film.shape, mode="bilinear")
+    share = smooth[0, 0, :, :, None].numpy() / (np.abs(values).max() or 1)
+    opacity, colour = 0.7 * np.abs(share), 255 * np.where(share < 0, to_rgb(LOWERS), to_rgb(RAISES))
+    return (film[:, :, None] * (1 - opacity) + colour * opacity).round().astype(np.uint8)
+
+
+def map_note(maps):
+    """What people must know about maps, each (h, w) or None."""
+    height, width = next(values.shape for values in maps if values is not None)
+    values = f"{height} × {width} values, drawn smoothly" if height * width > 1 else "one value only"
+    return f"Each map has a scale of its own, and {values}."
+
+
 def draw_films(path, films, texts):
     """A sheet of films (N, H, W) uint8 with a caption each, such as `Finding Labels`."""
-    draw_activation(path, films, None, texts)
+    draw_activation(path, films, [None] * len(films), texts)
 
 
 def draw_activation(path, films, maps, texts):
-    """Films (N, H, W) uint8 with captions, each under its see-through map: maps (N, h, w), or None for bare films."""
+    """Films (N, H, W) uint8 with captions, each under its map (h, w), see `overlay`, or bare where that is None."""
     figure, panels = _panels(len(films), 6, 1.8, 2.3)
-    for k, axes in enumerate(panels):
-        place = {"extent": (0, films[k].shape[1], films[k].shape[0], 0)}
-        axes.imshow(films[k], cmap="gray", vmin=0, vmax=255, **place)
+    for axes, film, values, text in zip(panels, films, maps, texts, strict=True):
+        axes.imshow(film if values is None else overlay(film, values), cmap="gray", vmin=0, vmax=255)
         axes.set(xticks=(), yticks=())
-        lines = texts[k].replace("|", ", ").replace("_", " ").split("\n")
+        lines = text.replace("|", ", ").replace("_", " ").split("\n")
         axes.set_xlabel("\n".join(textwrap.fill(line, 24) for line in lines), fontsize=SMALL)
-        if maps is not None:
-            look = {"vmin": maps.min(), "vmax": maps.max(), "cmap": "cividis", "alpha": 0.45}
-            over = axes.imshow(maps[k], interpolation="bilinear", **place, **look)
-    if maps is not None:
-        figure.colorbar(over, ax=list(panels), label="added to the logit (mean)", shrink=0.8)
+    if any(values is not None for values in maps):
+        scale = ScalarMappable(Normalize(-1, 1), LinearSegmentedColormap.from_list("", (LOWERS, "#b8b8b8", RAISES)))
+        bar = figure.colorbar(scale, ax=list(panels), ticks=(-1, 0, 1), shrink=0.8)
+        bar.ax.set_yticklabels(("lowers\nthe logit", "0", "raises\nthe logit"), fontsize=SMALL)
+        figure.supxlabel(map_note(maps), fontsize=SMALL)
     save_picture(figure.savefig, path)
 
 

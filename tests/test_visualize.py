@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
@@ -111,6 +112,27 @@ def test_mean_of_a_class_activation_is_the_logit_without_the_bias(name):
     torch.testing.assert_close(maps.mean(dim=(2, 3)), logits - network.classifier.bias, rtol=1e-5, atol=1e-12)
     assert len(network._forward_hooks) == 0
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_map_has_a_scale_of_its_own_with_zero_in_the_middle():
+    film = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    values = np.array([[0.0, 0.0], [-1.0, 2.0]])
+    shown = visualize.overlay(film, values).astype(int)
+    assert shown.shape == (64, 64, 3)
+    assert (shown[:16, :, :] == film[:16, :, None]).all()  # clear where the map is zero
+    assert (visualize.overlay(film, values * 2**-10) == shown).all()
+    red, blue = shown[..., 0], shown[..., 2]
+    assert (red[50:, 50:] > blue[50:, 50:]).all() and (blue[50:, :14] > red[50:, :14]).all()  # raises, lowers
+    np.testing.assert_array_equal(visualize.overlay(film, -np.abs(values))[50:, 50:, 2] > 100, True)
+    assert (visualize.overlay(film, np.zeros((2, 2))) == film[:, :, None]).all()
+    grey = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in (visualize.LOWERS, visualize.RAISES)]
+    assert grey[1] - grey[0] > 0.2  # print in grey tells them apart
+
+
+def test_coarse_maps_say_so():
+    for shape, text in (((3, 2, 2), "2 × 2 values"), ((3, 1, 1), "one value only"), ((3, 7, 5), "7 × 5 values")):
+        assert text in visualize.map_note(np.zeros(shape))
+    assert "2 × 2" in visualize.map_note([None, np.zeros((2, 2))])
 
 
 # --- Numbers in the curves
