@@ -2,9 +2,11 @@
 
     python test.py                                      all networks in weights/ that were trained on the set
     python test.py --predictions OTHER=FILE.csv         and another model, from its predictions; or that alone
+    python test.py --films FOLDER                       and what the networks make of one's own films, without labels
 
 Reads   data/<set>/, weights/*_net.pth
-Writes  results/auc.md, auc.csv, predictions_<network>.csv; pictures: roc.png, auc.png, films.png, activation_*.png
+Writes  results/auc.md, auc.csv, predictions_<network>.csv; pictures: roc.png, auc.png, films.png, activation_*.png;
+        of one's own films films_<network>.csv and films/*.png
 """
 
 import re
@@ -19,6 +21,7 @@ import visualize
 from chexnet import CheXNet
 from dataset import FINDINGS, Films, open_set
 from genotypes import parse_genotype
+from own_films import open_own_films, score_own_films
 from scores import AVERAGE, BASELINE, COSTS, auc_table, format_table, write_scores
 from support.files import InputError, load_state, write
 from support.predictions import read_predictions, write_predictions
@@ -26,6 +29,8 @@ from support.settings import start
 
 SECOND_ORDER = False  # which order's network comes first: False: first order, True: second order, which must be there
 PREDICTIONS = []  # NAME=FILE.csv: another model's column, from `Image Index` and `prob_<finding>` for what it knows
+FILMS = ""  # folder of films (PNG, JPEG) without labels, to be scored by every network
+FILMS_ANYWAY = False  # True: score real FILMS, too, with networks that know synthetic ones only: that means nothing
 DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
 OUT = "."  # weights are read from below it, results written below it
@@ -61,8 +66,8 @@ def load_network(path):
 def find_networks(folder, order, data, others):
     """{name: (network, saved)} of the weights files trained on `data`, the selected order first, CheXNet last.
 
-    others: whether the table has other columns. Without them one network must be there, and the second order's, if
-    that is selected. Raises InputError.
+    others: whether other columns are enough. If not, one network must be there, and the second order's, if that is
+    selected. Raises InputError.
     """
     selected, networks, foreign = f"{order}_order", {}, {}
     for path in sorted(folder.glob("*_net.pth")):
@@ -154,9 +159,13 @@ def main(settings):
     device = utils.select_device(settings.device)
     order = "second" if settings.second_order else "first"
     data = open_set(settings.data, settings.dataset)
-    networks = find_networks(Path(settings.out) / "weights", order, data, bool(settings.predictions))
+    enough = bool(settings.predictions) and not settings.films
+    networks = find_networks(Path(settings.out) / "weights", order, data, enough)
     films = Films(data, "test", common_crop(networks, data), device)
     others = read_others(settings.predictions, networks, films.names)
+    own = None
+    if settings.films:
+        own = open_own_films(settings.films, data, films.crop, device, settings.films_anyway)
     probabilities, costs = {}, {}
     for name, (network, _) in networks.items():
         costs[name] = sum(p.numel() for p in network.parameters()) / 1e6, multiply_adds(network, films.crop) / 1e9
@@ -180,6 +189,9 @@ def main(settings):
         write_predictions(results / f"predictions_{name}.csv", films.names, FINDINGS, probabilities[name])
     print(text)
     draw(results, table, films, probabilities | others, networks)
+    if own:
+        score_own_films(results, own, networks, settings.batch_size)
+        print(f"{len(own)} films of {settings.films}: scored by networks of {data.name} ({data.notice}); no diagnosis")
     print(f"also in {results / 'auc.md'} and {results / 'auc.csv'}; predictions and pictures beside them")
 
 
