@@ -165,7 +165,7 @@ def format_table(table, positives, averaged, left_out, title, resamples, min_pat
     """The table in Markdown; table, averaged, left_out as `auc_table` returns them; positives {finding: films}."""
     names = list(table.index.unique("network"))
     averages = table.xs(AVERAGE, level="finding")
-    partial = averages.index[averages["averaged"] < len(averaged)]
+    partial = partial_networks(table, averaged)
 
     def cell(network, row, columns=("auc", "low", "high"), form="{:.3f}"):
         value, low, high = table.loc[(network, row), list(columns)]
@@ -190,22 +190,29 @@ def format_table(table, positives, averaged, left_out, title, resamples, min_pat
         if averages[column].notna().any():
             costs = averages[column]
             lines.append(line(label, "", ["–" if math.isnan(cost) else form.format(cost) for cost in costs]))
-    return "\n".join([*lines, "", *notes(table, partial, averaged, left_out, resamples, min_patients)]) + "\n"
+    below = notes(table, averaged, left_out, resamples, min_patients)
+    return "\n".join([*lines, "", *map(as_markdown, below)]) + "\n"
 
 
-def notes(table, partial, averaged, left_out, resamples, min_patients):
-    """What stands under the table; partial: the networks that do not know all findings that are averaged."""
+def partial_networks(table, averaged):
+    """The networks that do not know all findings that are averaged."""
+    counts = table.xs(AVERAGE, level="finding")["averaged"]
+    return counts.index[counts < len(averaged)]
+
+
+def notes(table, averaged, left_out, resamples, min_patients):
+    """What stands under the table, as lines of plain text; for the arguments see `format_table`."""
     lines = [f"In brackets: 95 % intervals, percentile bootstrap of {resamples} resamples of patients."]
     if (table["auc"].notna() & table["low"].isna()).any():
-        lines.append(f"\\*: fewer than {min_patients} patients with the finding, no interval.")
+        lines.append(f"*: fewer than {min_patients} patients with the finding, no interval.")
     if any(left_out.values()):
         counts = ", ".join(f"{finding} {count}" for finding, count in left_out.items() if count)
         lines.append(f"Resamples left out, for want of a positive or a negative film: {counts}.")
     if set(FINDINGS) - set(averaged):
         lines.append(f"The average is over {', '.join(averaged)}.")
-    for name in partial:
+    for name in partial_networks(table, averaged):
         known = ", ".join(finding for finding in averaged if table.loc[(name, finding), "averaged"])
-        lines.append(f"{as_markdown(name)}: the average, and any difference, is over what it knows: {known or 'none'}.")
+        lines.append(f"{name}: the average, and any difference, is over what it knows: {known or 'none'}.")
     if BASELINE not in table.index.unique("network"):
         lines.append("No difference to CheXNet, which is not here: 'python chexnet.py' trains it.")
     if table[COSTS].notna().any(axis=None):

@@ -5,8 +5,8 @@
     python test.py --films FOLDER                       and what the networks make of one's own films, without labels
 
 Reads   data/<set>/, weights/*_net.pth
-Writes  results/auc.md, auc.csv, predictions_<network>.csv; pictures: roc.png, auc.png, films.png, activation_*.png;
-        of one's own films films_<network>.csv and films/*.png
+Writes  results/index.html, the page with all of it: auc.md, auc.csv, predictions_<network>.csv, and the pictures
+        roc.png, auc.png, films.png, activation_*.png; of one's own films films_<network>.csv and films/*.png
 """
 
 import re
@@ -22,7 +22,8 @@ from chexnet import CheXNet
 from dataset import FINDINGS, Films, open_set
 from genotypes import parse_genotype
 from own_films import open_own_films, score_own_films
-from scores import AVERAGE, BASELINE, COSTS, auc_table, format_table, write_scores
+from page import write_page
+from scores import AVERAGE, BASELINE, COSTS, auc_table, format_table, notes, write_scores
 from support.files import InputError, load_state, write
 from support.predictions import read_predictions, write_predictions
 from support.settings import start
@@ -188,11 +189,13 @@ def main(settings):
     for name in networks:
         write_predictions(results / f"predictions_{name}.csv", films.names, FINDINGS, probabilities[name])
     print(text)
-    draw(results, table, films, probabilities | others, networks)
+    activations = draw(results, table, films, probabilities | others, networks)
+    sheets = score_own_films(results, own, networks, settings.batch_size) if own else {}
+    remarks = notes(table, averaged, left_out, *limits)
+    write_page(settings.out, data, table, remarks, activations, sheets, networks)
     if own:
-        score_own_films(results, own, networks, settings.batch_size)
-        print(f"{len(own)} films of {settings.films}: scored by networks of {data.name} ({data.notice}); no diagnosis")
-    print(f"also in {results / 'auc.md'} and {results / 'auc.csv'}; predictions and pictures beside them")
+        print(f"films in {settings.films}: {len(own)}, scored by networks of {data.name} ({data.notice}); no diagnosis")
+    print(f"{results / 'index.html'} shows all of it; auc.md, auc.csv, predictions and pictures lie beside it")
 
 
 if __name__ == "__main__":

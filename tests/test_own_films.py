@@ -30,8 +30,9 @@ def networks(small_set, tmp_path_factory):
 
 @pytest.fixture
 def out(networks, tmp_path, monkeypatch):
-    """A copy of it; pictures of the table are left out, since they take longer than all else."""
+    """A copy of it; the table's pictures are left out, since they take longer than all else, and the page with them."""
     monkeypatch.setattr(table_script, "draw", lambda *_: {})
+    monkeypatch.setattr(table_script, "write_page", lambda *_: None)
     shutil.copytree(networks, tmp_path / "out")
     return tmp_path / "out"
 
@@ -55,7 +56,7 @@ def score(small_set, out, folder, *options):
 def test_a_film_of_the_set_is_scored_as_it_was_there(small_set, out, own, capsys):
     score(small_set, out, own)
     assert (
-        f"3 films of {own}: scored by networks of small (not for clinical use); no diagnosis\n"
+        f"films in {own}: 3, scored by networks of small (not for clinical use); no diagnosis\n"
         in capsys.readouterr().out
     )
     names = ["a.png", "B.PNG", "c $x$ <b>.png"]

@@ -61,8 +61,9 @@ def copy(tabled, tmp_path):
 
 @pytest.fixture
 def table(small_set, monkeypatch):
-    """Runs test.py without pictures, which take longer than all else; returns the scores it wrote."""
+    """Runs test.py without pictures, which take longer than all else, and page; returns the scores it wrote."""
     monkeypatch.setattr(table_script, "draw", lambda *_: None)
+    monkeypatch.setattr(table_script, "write_page", lambda *_: None)
 
     def make(out, *options):
         run(table_script, small_set, out, *options)
@@ -164,7 +165,7 @@ def test_predictions_alone_make_a_table(copy, small_set, capsys):
     output = capsys.readouterr().out
     assert "val_train.py" not in output and "'python chexnet.py' trains it" in output
     written = {path.name for path in (copy / "results").iterdir()}
-    assert written == {"auc.csv", "auc.md", "roc.png", "auc.png", "films.png"}
+    assert written == {"index.html", "auc.csv", "auc.md", "roc.png", "auc.png", "films.png"}
 
 
 def test_pictures_are_drawn_for_what_is_there(copy, small_set):
