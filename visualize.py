@@ -167,7 +167,7 @@ def _curves(axes, rows, title, curves):
         values = [row[values] for row in rows] if isinstance(values, str) else values
         axes.plot([row["epoch"] for row in rows], np.array(values, float), label=name, ms=4, **style)
     axes.set(title=title, xlabel="epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     if len(curves) < 4:  # more hide what they explain
         axes.legend(fontsize=SMALL)
