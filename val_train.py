@@ -97,7 +97,7 @@ def make_optimizer(settings, weights, steps):
     if settings.recipe == "one_cycle":
         rate, decay = settings.one_cycle_lr, settings.one_cycle_weight_decay
         optimizer = AdamW(weights, rate, weight_decay=decay, fused=fused)
-        return optimizer, OneCycleLR(optimizer, rate, settings.epochs * steps)
+        return optimizer, OneCycleLR(optimizer, rate, settings.epochs * steps + 1)  # one more: after the last step
     optimizer = SGD(weights, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=fused)
     return optimizer, CosineAnnealingLR(optimizer, settings.epochs)
 
@@ -131,7 +131,7 @@ def main(settings):
         run.log("epoch         lr   train loss   val loss   val AUC")
 
     for epoch in run.epochs(settings.epochs):
-        lr, drop_path = scheduler.get_last_lr()[0], settings.drop_path * (epoch - 1) / settings.epochs
+        drop_path = settings.drop_path * (epoch - 1) / settings.epochs
         network.train()
         for _ in run.steps(len(sampler)):
             films, labels = sampler.next()
@@ -143,7 +143,7 @@ def main(settings):
             if one_cycle:
                 scheduler.step()
 
-        trn_loss = run.means()["train"]
+        lr, trn_loss = scheduler.get_last_lr()[0], run.means()["train"]
         auc, val_loss = evaluate(network, val_films, settings.batch_size, run.pause)
         if not one_cycle:
             scheduler.step()

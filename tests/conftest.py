@@ -73,3 +73,20 @@ def one_line(capsys):
         return error
 
     return call
+
+
+def equal(a, b):
+    """Nested states are equal, tensors bit by bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            equal(x, y)
+    else:
+        assert a == b

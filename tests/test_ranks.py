@@ -21,8 +21,9 @@ from genotypes import PUBLISHED
 from model_eval import Network as DerivedNetwork
 from model_search import Network
 from support import ranks, runs
+from tests.conftest import equal
 from tests.test_resume import SCRIPTS, compare, start
-from tests.test_scripts import NETWORK, ROOT, SMALL, equal, metrics
+from tests.test_scripts import NETWORK, ROOT, SMALL, metrics
 
 CPU = torch.device("cpu")
 BATCH = 8

@@ -19,7 +19,8 @@ import val_train
 from dataset import Films, Sampler
 from model_search import Network
 from support import runs, settings
-from tests.test_scripts import NETWORK, ROOT, SMALL, equal, metrics
+from tests.conftest import equal
+from tests.test_scripts import NETWORK, ROOT, SMALL, metrics
 
 SCRIPTS = {
     "search": (search_train, [*NETWORK], "search_first_order"),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import search_train
-from support import runs
+from support import progress
 from support.files import InputError
 from support.settings import guarded, parse_settings, read_constants, start
 from tests.test_scripts import NETWORK, ROOT, SMALL
@@ -151,12 +151,12 @@ def test_a_terminal_without_greek_letters_does_not_end_a_run(small_set, tmp_path
 
 def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch, capsys):
     for minute, lines in ((60, 0), (0, 3)):
-        monkeypatch.setattr(runs, "MINUTE", minute)
+        monkeypatch.setattr(progress, "MINUTE", minute)
         options = [*SMALL, *NETWORK, "--data", str(small_set), "--out", str(tmp_path / str(minute))]
         start(search_train.main, search_train.__file__, options)
         error = capsys.readouterr().err
         assert "\r" not in error and len(error.splitlines()) >= lines and bool(lines) == bool(error)
-    assert re.search(r"^epoch 1: 2 of 3, loss=0\.\d{4}, \d\d:\d\d left$", error, re.MULTILINE), error
+    assert re.search(r"^epoch 1, 1 thread: 2 of 3, loss=0\.\d{4}, \d\d:\d\d left$", error, re.MULTILINE), error
 
 
 def test_on_windows_every_script_imports_and_helps():
