@@ -186,7 +186,7 @@ class Intake:
             other, before = self.taken.setdefault(path.name, (place, checksum))
             if before != checksum:
                 self.differ[path.name] = (other, place)
-            elif other == place:
+            elif other == place and path.name in self.needed:
                 path.replace(self.folder / path.name)
                 self.needed.discard(path.name)
                 self.bar.update()

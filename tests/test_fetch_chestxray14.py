@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tarfile
 import tracemalloc
 from collections import namedtuple
 from pathlib import Path
@@ -100,6 +101,14 @@ def test_different_files_of_one_film_are_refused_each_time(kinds, cores, raw, ar
         assert f"different files of 1 film ({FILM})" in said and "keep one of each" in said
         assert all(f"films_{k}{kind}" in said for k, kind in enumerate(kinds))
     (archives / f"films_1{kinds[1]}").unlink()
+    assert unpack(archives) == prepare(raw, "--out", raw.parent / "images") == 0
+    assert same_set(raw.parent / "out" / "packed", raw.parent / "images" / "set")
+
+
+def test_a_film_that_was_appended_to_a_tar_again_counts_as_one(raw, archives):
+    with tarfile.open(archives / "films.tar.gz", "w:gz") as archive:
+        for path in sorted(raw.rglob("*.png")) * 2:
+            archive.add(path, f"images/{path.name}")
     assert unpack(archives) == prepare(raw, "--out", raw.parent / "images") == 0
     assert same_set(raw.parent / "out" / "packed", raw.parent / "images" / "set")
 
