@@ -92,7 +92,8 @@ def test_stopped_at_any_moment_it_ends_in_the_same_bytes(origin, all_stops, raw,
         signal_number = random_moment.choice((signal.SIGKILL, signal.SIGINT))
         if driver.run(signal_number, random_moment.uniform(0, 0.8 * whole)):
             stops += 1
-        else:  # it had ended before
+        else:  # it had ended before: the first run had been slow, on a busy machine
+            whole *= 0.7
             assert bytes_of(out / "set") == expected
             shutil.rmtree(out)
     assert driver.run() == 0
