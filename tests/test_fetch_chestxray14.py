@@ -49,7 +49,13 @@ def unpack(archives, *more, at="", **options):
     return prepare(archives.parent, *more, films=archives / at, **{"name": "packed"} | options)
 
 
-# --- Archives on disk
+# --- On disk
+
+
+def test_links_that_make_a_ring_of_folders_are_followed_once(raw):
+    files = sorted(fetch.walk(raw))
+    (raw / "films" / "images_001" / "all").symlink_to(raw / "films")
+    assert sorted(fetch.walk(raw)) == files
 
 
 @pytest.mark.parametrize("kinds", [(".zip", ".ZIP"), (".tar.gz", ".TGZ"), (".zip", ".tar.gz")])
@@ -67,10 +73,10 @@ def test_archives_give_the_same_films(kinds, raw, archives):
 def test_one_archive_gives_its_films_with_the_split_of_the_whole(lists, kind, cores, raw, archives, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     films = some_patients(raw)
-    (archives / f"images_001{kind}").write_bytes(pack(films, "images", kind))
-    shutil.copy(archives / f"images_001{kind}", archives / "deeper" / f"IMAGES_01{kind}")  # a copy does no harm
+    (archives / f"IMAGES_001{kind}").write_bytes(pack(films, "images", kind))
+    shutil.copy(archives / f"IMAGES_001{kind}", archives / "deeper" / f"IMAGES_01{kind}")  # a copy does no harm
     (archives / f"images_11{kind}").write_bytes(pack(halves(raw)[1], "images", kind))
-    assert unpack(archives, at=f"images_001{kind}", lists=lists) == 0
+    assert unpack(archives, at=f"IMAGES_001{kind}", lists=lists) == 0
     assert unpack(archives, "--archive", 1, "--out", raw.parent / "numbered", lists=lists) == 0
     assert prepare(raw, lists=lists) == 0
     whole, packed = (load_set(raw.parent / "out" / name) for name in ("set", "packed"))

@@ -172,8 +172,8 @@ FAULTS = {
     "finding": (edited("table.csv", f"{FILM},Mass", f"{FILM},Cough"), ("table.csv", "unknown findings", FILM, "Cough")),
     "two kinds": (edited("table.csv", f"{FILM},Mass", f"{FILM},No Finding"), ("unknown findings", FILM, "correct")),
     "two rows": (
-        overwritten("table.csv", lambda rows: rows + f"{FILM.upper()},No Finding,1,3,PA,\n".encode()),
-        ("table.csv", "more than one row", FILM, "correct"),
+        overwritten("table.csv", lambda rows: rows + b"a.png,No Finding,1,3,PA,\nA.JPG,No Finding,1,3,PA,\n"),
+        ("table.csv", "more than one row", "A.JPG", "correct"),
     ),
     "no picture": (edited("table.csv", FILM, "3.txt"), ("table.csv", "no films", "3.txt")),
     "column": (

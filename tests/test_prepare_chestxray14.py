@@ -257,10 +257,6 @@ def pipe_beside_a_film(raw):
     os.mkfifo(raw / "films" / FILM)
 
 
-def folders_in_a_ring(raw):
-    (raw / "films" / "images_001" / "all").symlink_to(raw / "films")
-
-
 def unpacked_twice(raw):
     shutil.copytree(raw / "films" / "images_001", raw / "films" / "again")
 
@@ -272,7 +268,7 @@ def one_unreadable(raw):
 
 @pytest.mark.parametrize(
     "form",
-    [upper_case, link_beside_a_film, pipe_beside_a_film, folders_in_a_ring, unpacked_twice, one_unreadable],
+    [upper_case, link_beside_a_film, pipe_beside_a_film, unpacked_twice, one_unreadable],
     ids=lambda form: form.__name__,
 )
 def test_films_are_read_as_people_have_them(form, raw):
