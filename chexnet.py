@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim import Adam, AdamW
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim import Adam
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchvision.models import DenseNet121_Weights, densenet121
 
 import utils
@@ -94,11 +94,10 @@ def load_imagenet_weights(densenet, folder):
 
 def make_optimizer(settings, weights, steps):
     """The optimizer of `weights` and its learning rate's schedule, by the recipe; steps: of one epoch."""
-    fused = weights[0].is_cuda  # one kernel for all parameters
     if settings.recipe == "one_cycle":
         rate, decay = settings.one_cycle_lr, settings.one_cycle_weight_decay
-        optimizer = AdamW(weights, rate, weight_decay=decay, fused=fused)
-        return optimizer, OneCycleLR(optimizer, rate, settings.epochs * steps + 1)  # one more: after the last step
+        return utils.one_cycle(weights, rate, decay, settings.epochs * steps)
+    fused = weights[0].is_cuda  # one kernel for all parameters
     optimizer = Adam(weights, settings.lr, fused=fused)
     return optimizer, ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=settings.patience, threshold=0)
 

@@ -161,8 +161,11 @@ def as_markdown(name):
     return re.sub(marks, r"\\\g<0>", " ".join(name.split()))
 
 
-def format_table(table, positives, averaged, left_out, title, resamples, min_patients):
-    """The table in Markdown; table, averaged, left_out as `auc_table` returns them; positives {finding: films}."""
+def format_table(table, positives, averaged, remarks, title):
+    """The table in Markdown, with the `remarks` of `notes` under it.
+
+    table, averaged: as `auc_table` returns them; positives {finding: films}.
+    """
     names = list(table.index.unique("network"))
     averages = table.xs(AVERAGE, level="finding")
     partial = partial_networks(table, averaged)
@@ -190,8 +193,7 @@ def format_table(table, positives, averaged, left_out, title, resamples, min_pat
         if averages[column].notna().any():
             costs = averages[column]
             lines.append(line(label, "", ["–" if math.isnan(cost) else form.format(cost) for cost in costs]))
-    below = notes(table, averaged, left_out, resamples, min_patients)
-    return "\n".join([*lines, "", *map(as_markdown, below)]) + "\n"
+    return "\n".join([*lines, "", *map(as_markdown, remarks)]) + "\n"
 
 
 def partial_networks(table, averaged):
@@ -201,7 +203,7 @@ def partial_networks(table, averaged):
 
 
 def notes(table, averaged, left_out, resamples, min_patients):
-    """What stands under the table, as lines of plain text; for the arguments see `format_table`."""
+    """What stands under the table, as lines of plain text; for the arguments see `auc_table`."""
     lines = [f"In brackets: 95 % intervals, percentile bootstrap of {resamples} resamples of patients."]
     if (table["auc"].notna() & table["low"].isna()).any():
         lines.append(f"*: fewer than {min_patients} patients with the finding, no interval.")

@@ -180,7 +180,8 @@ def main(settings):
         table.loc[(name, AVERAGE), COSTS] = costs[name]
     title = f"AUC on the test split of {data.name}: {len(films)} films, {data.notice}"
     positives = dict(zip(FINDINGS, labels.sum(axis=0).astype(int).tolist(), strict=True))
-    text = format_table(table, positives, averaged, left_out, title, *limits)
+    remarks = notes(table, averaged, left_out, *limits)
+    text = format_table(table, positives, averaged, remarks, title)
 
     results = Path(settings.out) / "results"
     results.mkdir(parents=True, exist_ok=True)
@@ -191,7 +192,6 @@ def main(settings):
     print(text)
     activations = draw(results, table, films, probabilities | others, networks)
     sheets = score_own_films(results, own, networks, settings.batch_size) if own else {}
-    remarks = notes(table, averaged, left_out, *limits)
     write_page(settings.out, data, table, remarks, activations, sheets, networks)
     if own:
         print(f"films in {settings.films}: {len(own)}, scored by networks of {data.name} ({data.notice}); no diagnosis")

@@ -5,6 +5,8 @@ import os
 
 import torch
 from torch.nn import functional as F
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
 
 from support import ranks
 from support.files import InputError
@@ -46,6 +48,15 @@ def check_recipe(name):
     """Raise InputError unless `name` is a recipe of val_train.py and chexnet.py."""
     if name not in ("one_cycle", "reference"):
         raise InputError(f"RECIPE (--recipe) is {name!r} and must be one_cycle or reference")
+
+
+def one_cycle(weights, rate, decay, steps):
+    """AdamW and its rate's schedule (Smith and Topin, arXiv 1708.07120), which is to be stepped after each of `steps`.
+
+    The rate rises to `rate` in 0.3 of the steps and falls to almost 0. decay: AdamW's weight decay.
+    """
+    optimizer = AdamW(weights, rate, weight_decay=decay, fused=weights[0].is_cuda)  # fused: one kernel for all
+    return optimizer, OneCycleLR(optimizer, rate, steps + 1)  # one more: after the last step
 
 
 def autocast(device):

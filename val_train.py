@@ -13,8 +13,8 @@ Writes  weights/<name>_net.pth, and weights/<name>/ with log.txt, metrics.jsonl,
 
 from pathlib import Path
 
-from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import utils
 import visualize
@@ -93,11 +93,10 @@ def check_search(settings, checksum):
 
 def make_optimizer(settings, weights, steps):
     """The optimizer of `weights` and its learning rate's schedule, by the recipe; steps: of one epoch."""
-    fused = weights[0].is_cuda  # one kernel for all parameters
     if settings.recipe == "one_cycle":
         rate, decay = settings.one_cycle_lr, settings.one_cycle_weight_decay
-        optimizer = AdamW(weights, rate, weight_decay=decay, fused=fused)
-        return optimizer, OneCycleLR(optimizer, rate, settings.epochs * steps + 1)  # one more: after the last step
+        return utils.one_cycle(weights, rate, decay, settings.epochs * steps)
+    fused = weights[0].is_cuda  # one kernel for all parameters
     optimizer = SGD(weights, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=fused)
     return optimizer, CosineAnnealingLR(optimizer, settings.epochs)
 

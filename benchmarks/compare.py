@@ -11,7 +11,6 @@ what is finished is not run again. Every training is a row of <out>/compare.csv.
 <out>/compare.md and compare.png; --rows FILE makes them from a file alone.
 """
 
-import argparse
 import re
 import shlex
 from functools import partial
@@ -21,7 +20,7 @@ import pandas as pd
 from scipy.stats import percentileofscore, ttest_ind
 
 import visualize
-from benchmarks.parts import facts, script, side_by_side
+from benchmarks.parts import facts, make_parser, save_rows, script, side_by_side
 from genotypes import PUBLISHED
 from scores import AVERAGE, COSTS, read_scores
 from support.files import InputError, write
@@ -48,8 +47,8 @@ def run_part(options, row, seed):
     """Search where the row says so, train, score; a row of the table."""
     out = Path(options.out) / f"{row}_{seed}"
     on = ["--dataset", options.dataset, "--data", options.data]
-    order = ["--second-order"] if row.startswith("second_order") else []
-    name = order[0][2:].replace("-", "_") if order else f"random_{seed}" if row == "random" else row
+    name = f"random_{seed}" if row == "random" else row.removesuffix("_exact")  # of the network
+    order = ["--second-order"] if name == "second_order" else []
     search = {}
     if row == "chexnet":
         script("chexnet.py", out, *on, "--seed", seed, *shlex.split(options.chexnet))
@@ -74,6 +73,11 @@ def run_part(options, row, seed):
     }
 
 
+def by_row(trained):
+    """{row: its trainings}, in the order of ROWS."""
+    return {row: trained[trained["row"] == row] for row in ROWS if (trained["row"] == row).any()}
+
+
 def difference(auc, other):
     """Difference of two means and its 95 % interval over trainings (Welch's t), where each has at least two."""
     low, high = ttest_ind(auc, other, equal_var=False).confidence_interval(0.95)
@@ -92,8 +96,7 @@ def format_table(trained):
     lines = ["| | trainings | " + " | ".join(columns) + " | AUC − random | percentile among random |"]
     lines.append("|---" + "|---:" * (len(columns) + 3) + "|")
     drawn = trained["test_auc"][trained["row"] == "random"]
-    for row in [row for row in ROWS if (trained["row"] == row).any()]:
-        runs = trained[trained["row"] == row]
+    for row, runs in by_row(trained).items():
         cells = [
             "–" if runs[key].isna().all() else f"{form} ± {form}".format(runs[key].mean(), runs[key].std())
             for key, form in columns.values()
@@ -116,23 +119,15 @@ def report(trained, out):
     """Write and print the table; draw the figure beside it."""
     text = format_table(trained)
     write(out.with_suffix(".md"), text)
-    rows = [row for row in ROWS if (trained["row"] == row).any()]
-    visualize.draw_comparison(
-        out.with_suffix(".png"), {row: trained["test_auc"][trained["row"] == row] for row in rows}
-    )
+    visualize.draw_comparison(out.with_suffix(".png"), {row: runs["test_auc"] for row, runs in by_row(trained).items()})
     print(text)
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    scripts = {"search": "search_train.py", "train": "val_train.py", "chexnet": "chexnet.py"}
+    parser = make_parser(__doc__, "compare", **scripts)
     parser.add_argument("parts", nargs="*", metavar="ROW=N", help=f"rows and seeds ({' '.join(DEFAULT)})")
-    parser.add_argument("--jobs", type=int, default=1, help="parts that run side by side, one thread each")
     parser.add_argument("--dataset", default="phantom", help="a prepared set")
-    parser.add_argument("--data", default="data", help="folder of the prepared sets")
-    parser.add_argument("--out", default="compare", help="where everything is written")
-    parser.add_argument("--rows", metavar="FILE", help="make the table and figure of a compare.csv, beside it")
-    for name, file in (("search", "search_train.py"), ("train", "val_train.py"), ("chexnet", "chexnet.py")):
-        parser.add_argument(f"--{name}", default="", help=f'options for {file} in one string: --{name}="--epochs 3"')
     options = parser.parse_args(arguments)
     if options.rows:
         return report(pd.read_csv(options.rows), Path(options.rows))
@@ -141,10 +136,8 @@ def main(arguments=None):
     # Seed by seed, so that a comparison that was stopped early has something of every row.
     order = [(row, seed) for seed in range(1, max(parts.values()) + 1) for row in parts if seed <= parts[row]]
     trained = side_by_side([partial(run_part, options, *part) for part in order], options.jobs)
-    trained = pd.DataFrame(trained).sort_values(["row", "seed"], ignore_index=True)
     out = Path(options.out) / "compare.csv"
-    write(out, trained.to_csv(index=False, lineterminator="\n"))
-    return report(trained, out)
+    return report(save_rows(out, sorted(trained, key=lambda part: (part["row"], part["seed"]))), out)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The parts of a long benchmark: runs of the scripts, each a process of one thread, some side by side."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -8,8 +9,35 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
+
+from support.files import write
+
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = threading.Event()  # set when a part fails: no other script starts
+
+
+def make_parser(doc, name, **scripts):
+    """The options that these benchmarks share. name: what the folder and the CSV are called.
+
+    scripts {option: script}: options that hold a script's own, in one string.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1, help="parts that run side by side, one thread each")
+    parser.add_argument("--data", default="data", help="folder of the prepared sets")
+    parser.add_argument("--out", default=name, help="where everything is written")
+    parser.add_argument("--rows", metavar="FILE", help=f"only make what is made of a {name}.csv, beside it")
+    for option, file in scripts.items():
+        example = f'options for {file} in one string: --{option}="--batch-size 16"'
+        parser.add_argument(f"--{option}", default="", help=example)
+    return parser
+
+
+def save_rows(path, rows):
+    """Write rows (dicts) as CSV; returns them as a data frame."""
+    trained = pd.DataFrame(rows)
+    write(path, trained.to_csv(index=False, lineterminator="\n"))
+    return trained
 
 
 def script(name, out, *arguments):
@@ -19,12 +47,12 @@ def script(name, out, *arguments):
     """
     if STOPPED.is_set():
         raise SystemExit(1)
-    command = [name, "--out", out, *arguments]
-    print("python", *command, flush=True)
+    options = [*map(str, ("--out", out, *arguments))]
+    print("python", name, *options, flush=True)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "output.txt", "a", encoding="utf-8") as said:
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # of two parts with two threads each, both would wait
-        command = [sys.executable, ROOT / name, *map(str, command[1:])]
+        command = [sys.executable, ROOT / name, *options]
         done = subprocess.run(command, stdout=said, stderr=said, env=one_thread, check=False)
     if done.returncode:
         STOPPED.set()

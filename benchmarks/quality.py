@@ -10,7 +10,6 @@ Every training is a row of <out>/quality.csv; the table and figure made from it 
 this and start it again as you like: what is finished is not run again. --rows FILE makes both from a file alone.
 """
 
-import argparse
 import shlex
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 import visualize
-from benchmarks.parts import facts, script, side_by_side
+from benchmarks.parts import facts, make_parser, save_rows, script, side_by_side
 from genotypes import PUBLISHED, given_genotype
 from support.files import InputError, load_state, write
 from support.settings import guarded
@@ -85,17 +84,11 @@ def report(trained, out):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "quality", train="val_train.py", chexnet="chexnet.py")
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help="chexnet, or a cell as for val_train.py")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 2, 4, 8, 16], help="lengths of a training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="trainings of each network and length")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings that run side by side, one thread each")
     parser.add_argument("--dataset", default="phantom", help="a prepared set")
-    parser.add_argument("--data", default="data", help="folder of the prepared sets")
-    parser.add_argument("--out", default="quality", help="where everything is written")
-    parser.add_argument("--rows", metavar="FILE", help="make the table and figure of a quality.csv, beside it")
-    for name, file in (("train", "val_train.py"), ("chexnet", "chexnet.py")):
-        parser.add_argument(f"--{name}", default="", help=f'options for {file} in one string: --{name}="--c 24"')
     options = parser.parse_args(arguments)
     if options.rows:
         return report(pd.read_csv(options.rows), Path(options.rows))
@@ -112,10 +105,8 @@ def main(arguments=None):
         for network, seconds in zip(options.networks, paces, strict=True)
         for seed in options.seeds
     ]
-    trained = pd.DataFrame(side_by_side(parts, options.jobs))
     out = Path(options.out) / "quality.csv"
-    write(out, trained.to_csv(index=False, lineterminator="\n"))
-    return report(trained, out)
+    return report(save_rows(out, side_by_side(parts, options.jobs)), out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ table made from it is recipes.md. Stop this and start it again as you like: what
 FILE makes the table from a file alone.
 """
 
-import argparse
 import re
 import shlex
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.parts import facts, script, side_by_side
+from benchmarks.parts import facts, make_parser, save_rows, script, side_by_side
 from support.files import InputError, write
 from support.settings import guarded
 
@@ -43,32 +42,34 @@ def format_table(trained):
     return "\n".join([*lines, "", "Val AUC of the best epoch, by set and seed of the training."]) + "\n"
 
 
+def report(trained, out):
+    """Write and print the table."""
+    text = format_table(trained)
+    write(out.with_suffix(".md"), text)
+    print(text)
+
+
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "recipes")
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help="a script and its options, in one string")
     parser.add_argument("--sets", nargs="+", default=["seed7", "seed8"], help="prepared sets; not the one to report on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings that run side by side, one thread each")
-    parser.add_argument("--data", default="data", help="folder of the prepared sets")
-    parser.add_argument("--out", default="recipes", help="where everything is written")
-    parser.add_argument("--rows", metavar="FILE", help="make the table of a recipes.csv, beside it")
     options = parser.parse_args(arguments)
     if options.rows:
-        out, trained = Path(options.rows), pd.read_csv(options.rows)
-    else:
-        for command in options.commands:
-            if command.split()[:1] not in (["val_train.py"], ["chexnet.py"]):
-                raise InputError(f"{command!r} must begin with val_train.py or chexnet.py")
-        parts = [
-            partial(run_part, options, command, dataset, seed)
-            for dataset in options.sets
-            for seed in options.seeds
-            for command in options.commands
-        ]
-        out, trained = Path(options.out) / "recipes.csv", pd.DataFrame(side_by_side(parts, options.jobs))
-        write(out, trained.to_csv(index=False, lineterminator="\n"))
-    write(out.with_suffix(".md"), format_table(trained))
-    print(format_table(trained))
+        return report(pd.read_csv(options.rows), Path(options.rows))
+    if not options.commands:
+        raise InputError("name at least one command, such as 'chexnet.py --batch-size 32' (see --help)")
+    for command in options.commands:
+        if command.split()[:1] not in (["val_train.py"], ["chexnet.py"]):
+            raise InputError(f"{command!r} must begin with val_train.py or chexnet.py")
+    parts = [
+        partial(run_part, options, command, dataset, seed)
+        for dataset in options.sets
+        for seed in options.seeds
+        for command in options.commands
+    ]
+    out = Path(options.out) / "recipes.csv"
+    return report(save_rows(out, side_by_side(parts, options.jobs)), out)
 
 
 if __name__ == "__main__":

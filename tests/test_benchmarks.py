@@ -156,6 +156,8 @@ def test_recipes_trains_every_command_on_every_set_with_every_seed(here, tmp_pat
     assert (tmp_path / "recipes.md").read_text() == text
     with pytest.raises(InputError, match="must begin with val_train"):
         recipes.main(["rm -r data"])
+    with pytest.raises(InputError, match="name at least one command"):
+        recipes.main([])
 
 
 def test_parts_run_side_by_side_and_end_where_one_fails(tmp_path):

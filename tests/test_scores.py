@@ -20,6 +20,7 @@ from scores import (
     draw_patients,
     format_table,
     mean_auc,
+    notes,
     read_scores,
     weighted_auc,
     write_scores,
@@ -94,7 +95,7 @@ def test_intervals_are_percentiles_and_differences_are_taken_within_a_resample()
             assert np.allclose(table.loc[name, column], limit, rtol=0, atol=1e-12)
     assert table.loc["chexnet"].filter(like="difference").isna().all(axis=None)
     positives = dict.fromkeys(FINDINGS, 40)
-    assert "fewer than" not in format_table(table, positives, averaged, left_out, "", 200, 10)
+    assert "fewer than" not in format_table(table, positives, averaged, notes(table, averaged, left_out, 200, 10), "")
     narrow = table.loc["a", "difference_high"] - table.loc["a", "difference_low"]
     assert narrow[AVERAGE] < narrow[list(FINDINGS)].min()
 
@@ -117,7 +118,7 @@ def test_rare_findings_have_no_interval_and_leave_the_average():
 
     table.loc[("a", AVERAGE), COSTS] = 7.0, 2.0
     positives = dict(zip(FINDINGS, labels.sum(axis=0).astype(int), strict=True))
-    text = format_table(table, positives, averaged, left_out, "title", RESAMPLES, 10)
+    text = format_table(table, positives, averaged, notes(table, averaged, left_out, RESAMPLES, 10), "title")
     assert f"| {FINDINGS[0]} | 0 | n/a | n/a |" in text and f"{FINDINGS[1]} {left_out[FINDINGS[1]]}" in text
     assert text.count("\\* |") == 6 and "fewer than 10 patients" in text and "Average of 12" in text
     assert "| Parameters (M) |  | 7.00 | – |" in text and "| Multiply-adds (G) |  | 2.000 | – |" in text
@@ -165,7 +166,7 @@ def test_other_tables_are_refused_in_one_line(tmp_path):
 def test_a_name_breaks_no_line_of_the_markdown_table(name):
     labels, patients, scores = films()
     table, *rest = auc_table(labels, patients, {**scores, name: scores["a"]}, 0, 20, 1)
-    text = format_table(table, dict.fromkeys(FINDINGS, 40), *rest, "title", 20, 1)
+    text = format_table(table, dict.fromkeys(FINDINGS, 40), rest[0], notes(table, *rest, 20, 1), "title")
     header, *lines = [line for line in text.splitlines() if line.startswith("|")]
     bars = [len(re.findall(r"(?<!\\)\|", line)) for line in (header, *lines)]
     assert set(bars) == {6} and "<" not in header.replace("\\<", "") and "fewer than" not in text
@@ -198,7 +199,9 @@ def test_a_model_that_knows_some_findings_is_averaged_and_compared_over_these():
         own.loc[AVERAGE, ["difference_low", "difference_high"]].astype(float), limits, rtol=0, atol=1e-12
     )
 
-    text = format_table(table, dict.fromkeys(FINDINGS, 40), averaged, left_out, "title", RESAMPLES, 10)
+    text = format_table(
+        table, dict.fromkeys(FINDINGS, 40), averaged, notes(table, averaged, left_out, RESAMPLES, 10), "title"
+    )
     assert f"{own.loc[AVERAGE, 'high']:.3f}] (of 3) |" in text and "| n/a |\n" in text
     assert (
         f"some: the average, and any difference, is over what it knows: {', '.join(FINDINGS[k] for k in known)}."
@@ -211,7 +214,7 @@ def test_a_model_that_knows_some_findings_is_averaged_and_compared_over_these():
 def test_without_chexnet_there_is_no_difference():
     labels, patients, scores = films()
     table, averaged, left_out = auc_table(labels, patients, {"a": scores["a"]}, 0, 20, 10)
-    text = format_table(table, dict.fromkeys(FINDINGS, 40), averaged, left_out, "title", 20, 10)
+    text = format_table(table, dict.fromkeys(FINDINGS, 40), averaged, notes(table, averaged, left_out, 20, 10), "title")
     assert table["difference"].isna().all() and "Average − CheXNet" not in text
     assert "No difference to CheXNet, which is not here: 'python chexnet.py' trains it." in text
     assert "Parameters" not in text and "Multiply-adds" not in text
