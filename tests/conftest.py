@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+import visualize
 from dataset import FINDINGS, write_set
 from tests.films import make_raw
 
@@ -18,6 +19,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: runs with --all only")
+    config.addinivalue_line("markers", "pictures: its runs draw theirs")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -30,6 +32,13 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Drawing a run takes longer than the run, at these sizes. Runs of session-wide fixtures draw all the same."""
+    if not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(visualize, "draw_run", lambda folder: [])
 
 
 def small_table():

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+import test as table_script
 from benchmarks import compare, hypergradient, parts, quality, recipes, speed
 from genotypes import random_genotype
 from scores import AVERAGE, COSTS, read_scores
@@ -21,6 +22,7 @@ from support.files import InputError
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
 
+@pytest.mark.long
 def test_speed_prints_every_row(capsys, monkeypatch):
     monkeypatch.setattr(speed, "peak_memory", lambda side, order, setting: 1.0)
     monkeypatch.setattr(sys, "argv", ["speed", "--setting", "tiny", "--steps", "1"])
@@ -44,6 +46,7 @@ def test_multiply_adds_are_counted_forward_and_backward():
     assert backward == pytest.approx(2 * size**3 / 1e9)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, which only Linux has")
 def test_memory_is_measured_in_a_process_of_its_own():
     """A parent that has used much more must not count."""
@@ -54,6 +57,7 @@ def test_memory_is_measured_in_a_process_of_its_own():
     assert 0.1 < float(result.stdout) < 1.5
 
 
+@pytest.mark.long
 def test_hypergradient_prints_every_precision_and_radius(capsys, monkeypatch, small_set):
     monkeypatch.setattr(hypergradient, "RADII", [1e-2, 1e-4])
     monkeypatch.setattr(sys, "argv", ["hypergradient", "--tiny", "--data", str(small_set), "--dataset", "small"])
@@ -77,6 +81,8 @@ def here(monkeypatch, small_set):
         module = importlib.import_module(name.removesuffix(".py"))
         settings.start(module.main, ROOT / name, list(map(str, ["--out", out, *arguments])))
 
+    monkeypatch.setattr(table_script, "draw", lambda *_: {})
+    monkeypatch.setattr(table_script, "write_page", lambda *_: None)
     for module in (compare, quality, recipes):
         monkeypatch.setattr(module, "script", run)
         monkeypatch.setattr(module, "side_by_side", lambda parts, jobs: [part() for part in parts])
@@ -85,6 +91,7 @@ def here(monkeypatch, small_set):
     return ["--dataset", "small", "--data", str(small_set), *networks]
 
 
+@pytest.mark.long
 def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, capsys):
     options = [*here, "--out", str(tmp_path), "--search", " ".join([*SMALL[2:], *NETWORK])]
     parts = ["first_order=1", "second_order_exact=1", "random=2", "DARTS_V1=1", "chexnet=1"]
@@ -118,6 +125,7 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, c
     assert (tmp_path / "rows" / "compare.md").read_text() == text and (tmp_path / "rows" / "compare.png").exists()
 
 
+@pytest.mark.long
 def test_quality_trains_for_the_minutes_asked_and_tables_them(here, tmp_path, capsys, monkeypatch):
     facts = quality.facts  # 3 s an epoch, so that 6 and 12 s are 2 and 4 epochs, whatever the machine does
     monkeypatch.setattr(quality, "facts", lambda run: facts(run) | {"epoch_seconds": 3})

@@ -92,9 +92,9 @@ def made(small_set, tmp_path_factory):
     return out
 
 
-def make(small_set, out):
-    options = ["--min-patients", 2, "--films", out / "own", f"--predictions={ALIEN}={out / 'alien.csv'}"]
-    run(table_script, small_set, out, *options)
+def make(small_set, out, films=True):
+    options = ["--min-patients", 2, *(["--films", out / "own"] if films else [])]
+    run(table_script, small_set, out, f"--predictions={ALIEN}={out / 'alien.csv'}", *options)
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_settings_and_versions_are_those_of_the_run(copy, small_set):
     settings = torch.load(copy / "weights" / "chexnet_net.pth", weights_only=True)["settings"]
     record = {"settings": settings, "environment": {"commit": "abc<i>", "threads": 3}}
     (folder / "settings.json").write_text(json.dumps(record))
-    make(small_set, copy)
+    make(small_set, copy, films=False)
     shown = settings_of(copy, "chexnet")
     assert (shown["crop"], shown["commit"], shown["threads"], shown["best epoch"]) == ("32", "abc<i>", "3", "1")
     assert shown["checksum"] == settings["checksum"][:12]
@@ -256,14 +256,14 @@ def test_settings_and_versions_are_those_of_the_run(copy, small_set):
     record["settings"]["crop"] = 64  # another run's, by now
     for text in (json.dumps(record), "{", "[]", '{"settings": 1}'):
         (folder / "settings.json").write_text(text)
-        make(small_set, copy)
+        make(small_set, copy, films=False)
         shown = settings_of(copy, "chexnet")
         assert (shown["crop"], shown.get("commit", "–")) == ("32", "–")
 
 
 def test_a_search_that_has_found_other_cells_is_not_shown(copy, small_set):
     save_genotype(copy / "search_first_order" / "genotype.txt", PUBLISHED["DARTS_V2"])
-    make(small_set, copy)
+    make(small_set, copy, films=False)
     assert not {"Cells of first_order", "The search of first_order"} & parsed(copy).pictures().keys()
     assert "search of first_order" not in [name.strip() for name in parsed(copy).tables[-1][0]]
 

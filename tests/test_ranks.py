@@ -91,16 +91,19 @@ def both(small_set, tmp_path_factory):
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("order", "collectives"), [("first", 2), ("second", 4), ("exact", 4)])
 def test_both_ranks_hold_the_same_bits_after_every_step(both, order, collectives):
     equal(both[0][order], both[1][order])
     assert both[0][order]["collectives"] == collectives
 
 
+@pytest.mark.long
 def test_a_signal_to_one_rank_is_known_to_both(both):
     assert both[0]["largest"] == both[1]["largest"] == signal.SIGTERM
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", ["first", "second", "exact"])
 def test_two_ranks_fed_the_same_slice_are_one_process_fed_it(both, small_set, order):
     films = Films(load_set(small_set / "small"), "train", 32, CPU)
@@ -109,6 +112,7 @@ def test_two_ranks_fed_the_same_slice_are_one_process_fed_it(both, small_set, or
     assert not torch.equal(both[0][order]["states"][0]["losses"], alone["states"][0]["losses"])
 
 
+@pytest.mark.long
 def test_the_slices_of_both_ranks_are_the_batch_of_one(both, small_set):
     films = Films(load_set(small_set / "small"), "train", 32, CPU)
     sampler = Sampler(films, BATCH, torch.Generator().manual_seed(2))
@@ -117,6 +121,7 @@ def test_the_slices_of_both_ranks_are_the_batch_of_one(both, small_set):
             assert torch.equal(whole, torch.cat(parts))
 
 
+@pytest.mark.long
 def test_evaluation_scores_every_film_once_with_the_statistics_of_rank_0(both, small_set):
     films = Films(load_set(small_set / "small"), "train", 32, CPU)
     torch.manual_seed(3)

@@ -94,7 +94,7 @@ def kill(name, data, folder, kills, seed):
 
 @pytest.mark.parametrize(
     ("name", "kills"),
-    [("search", 3)]
+    [("search", 2)]
     + [
         pytest.param(name, kills, marks=pytest.mark.long)
         for name, kills in (("search", 20), ("second", 5), ("val", 5), ("chexnet", 5))
@@ -173,7 +173,8 @@ TERM, INT = (signal.SIGTERM, 143), (signal.SIGINT, 130)
 
 @pytest.mark.parametrize(
     ("name", "number", "status"),
-    [("search", *TERM), ("search", *INT), ("second", *TERM), ("val", *TERM), ("val", *INT), ("chexnet", *INT)],
+    [("search", *TERM), ("search", *INT), ("val", *TERM), ("val", *INT)]
+    + [pytest.param(name, *number, marks=pytest.mark.long) for name, number in (("second", TERM), ("chexnet", INT))],
 )
 def test_a_stopped_run_saves_its_step_and_goes_on(
     name, number, status, small_set, tmp_path, undisturbed, monkeypatch, capsys

@@ -11,7 +11,8 @@ from genotypes import EDGES, PRIMITIVES
 from model_search import EDGES_FROM
 from support.files import InputError
 
-SIZES = [(4, 5, 32), (20, 4, 32), (36, 4, 96)]  # C, cells, pixels: every way of support.separable
+# C, cells, pixels: every way of support.separable
+SIZES = [(4, 5, 32), (20, 4, 32), pytest.param(36, 4, 96, marks=pytest.mark.long)]
 CLASSES = 3
 TOLERANCE = 1e-9  # ‖difference‖ / ‖reference‖ in float64
 
@@ -119,7 +120,7 @@ def test_outputs_weight_gradients_and_statistics_equal_the_textbook(C, layers, p
     assert distance(fast.eval()(films), plain.eval()(films)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("C", "layers", "pixels"), SIZES[:2])
+@pytest.mark.parametrize(("C", "layers", "pixels"), [SIZES[0], pytest.param(*SIZES[1], marks=pytest.mark.long)])
 @pytest.mark.parametrize("exact", [False, True])
 def test_second_order_gradients_equal_the_textbook(C, layers, pixels, exact):
     gradients = []

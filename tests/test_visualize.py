@@ -20,6 +20,7 @@ from genotypes import EDGES, PRIMITIVES, format_genotype, random_genotype, save_
 from model_eval import Network
 
 EPOCHS = 3
+pytestmark = pytest.mark.pictures
 
 
 def search_rows():
