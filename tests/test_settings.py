@@ -1,6 +1,7 @@
 """Settings from constants and command lines."""
 
 import importlib
+import io
 import os
 import re
 import subprocess
@@ -139,12 +140,15 @@ def test_a_place_that_cannot_be_written_is_one_line(name, small_set, tmp_path, o
         assert str(place) in line, line
 
 
-def test_a_terminal_without_greek_letters_does_not_end_a_run(small_set, tmp_path):
-    command = [sys.executable, "search_train.py", *SMALL, *NETWORK, "--data", small_set, "--out", tmp_path]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
-    options = {"cwd": ROOT, "env": environment, "capture_output": True}
-    assert b"?'s val loss" in subprocess.run(command, check=True, **options).stdout
-    subprocess.run([sys.executable, "search_train.py", "--help"], check=True, **options)
+def test_a_terminal_without_greek_letters_does_not_end_a_run(small_set, tmp_path, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    options = [*SMALL, *NETWORK, "--data", str(small_set), "--out", str(tmp_path)]
+    start(search_train.main, search_train.__file__, options)
+    with pytest.raises(SystemExit, match="0"):
+        start(search_train.main, search_train.__file__, ["--help"])
+    terminal.flush()
+    assert b"?'s val loss" in terminal.buffer.getvalue()
     log = (tmp_path / "search_first_order" / "log.txt").read_text(encoding="utf-8")
     assert "α's val loss" in log
 
