@@ -140,6 +140,7 @@ class Network(nn.Module):
         # α starts almost equal: no operation is ahead by chance.
         self.alphas_normal = nn.Parameter(1e-3 * torch.randn(len(EDGES), len(PRIMITIVES)))
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(len(EDGES), len(PRIMITIVES)))
+        self.temperature = 1.0  # τ of softmax(α / τ); the paper has no τ
         by_source = torch.tensor([e for edges in EDGES_FROM for e in edges])
         self.register_buffer("by_source", by_source, persistent=False)
         self.to(memory_format=torch.channels_last)
@@ -147,8 +148,9 @@ class Network(nn.Module):
     def forward(self, films):
         """films (B, 3, H, W), height and width multiples of 32 -> logits (B, num_classes)."""
         sizes = [len(edges) for edges in EDGES_FROM]
-        weights_normal = self.alphas_normal.softmax(dim=-1)[self.by_source].split(sizes)
-        weights_reduce = self.alphas_reduce.softmax(dim=-1)[self.by_source].split(sizes)
+        weights_normal, weights_reduce = (
+            logits.softmax(dim=-1)[self.by_source].split(sizes) for logits in self.edge_logits()
+        )
         s0 = s1 = self.stem(films.contiguous(memory_format=torch.channels_last))
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
@@ -158,10 +160,14 @@ class Network(nn.Module):
         """α: of the normal cells, of the reduction cells."""
         return [self.alphas_normal, self.alphas_reduce]
 
+    def edge_logits(self):
+        """α / τ of the normal cells and of the reduction cells: what the softmax of each edge is taken of."""
+        return [alphas / self.temperature for alphas in self.arch_parameters()]
+
     def weight_parameters(self):
         """w: all parameters but α."""
         return [p for name, p in self.named_parameters() if not name.startswith("alphas_")]
 
     def genotype(self):
-        """The two cells derived from the present α (`genotypes.derive`)."""
+        """The two cells derived from the present α (`genotypes.derive`), without τ: it would make all edges equal."""
         return derive(self.alphas_normal, self.alphas_reduce)

@@ -38,19 +38,28 @@ DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
 C = {"phantom": 8, "chestxray14": 16}  # channels of the first cell
 LAYERS = {"phantom": 5, "chestxray14": 12}  # cells, at least 4
-EPOCHS = {"phantom": 5, "chestxray14": 50}  # passes over train
+EPOCHS = {"phantom": 8, "chestxray14": 50}  # passes over train
 BATCH_SIZE = {"phantom": 32, "chestxray14": 16}  # films
 
-W_LR = {"phantom": 0.1, "chestxray14": 0.025}  # SGD's learning rate, in the first epoch
-W_LR_MIN = 0.0001  # approached in the last epoch, along a cosine
+W_LR = {"phantom": 0.4, "chestxray14": 0.025}  # SGD's learning rate, in the first epoch
+W_LR_MIN = {"phantom": 0.05, "chestxray14": 0.0001}  # approached in the last epoch, along a cosine
 W_MOMENTUM = 0.9  # of SGD
 W_WEIGHT_DECAY = 3e-4  # λ
 W_CLIP = 5.0  # largest norm of ∇w
-ALPHA_LR = {"phantom": 6e-3, "chestxray14": 3e-4}  # Adam's learning rate
+ALPHA_LR = {"phantom": 0.02, "chestxray14": 3e-4}  # Adam's learning rate
 ALPHA_BETA1 = 0.5  # Adam's first β; the second is 0.999
-ALPHA_WEIGHT_DECAY = 1e-3  # of α
+ALPHA_WEIGHT_DECAY = {"phantom": 0.0, "chestxray14": 1e-3}  # of α; Adam would follow it more than ∇α in few steps
+# Not in the paper: w learns before α chooses, and the mix on an edge comes close to the one operation it ends as.
+WARM_UP = {"phantom": 0.25, "chestxray14": 0.0}  # share of the epochs, at the start, in which w alone learns
+TEMPERATURE = {"phantom": 0.05, "chestxray14": 1.0}  # τ of softmax(α / τ) in the last two epochs; it falls from 1
 START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
+
+
+def temperature(epoch, warm_up, epochs, lowest):
+    """τ of softmax(α / τ): 1 in the first epoch after the warm-up, `lowest` in the last two, geometric in between."""
+    done = (epoch - warm_up - 1) / max(1, epochs - warm_up - 2)
+    return lowest ** min(1, max(0, done))
 
 
 def main(settings):
@@ -72,12 +81,12 @@ def main(settings):
         return
 
     fused = device.type == "cuda"  # one kernel for all parameters
-    betas = settings.alpha_beta1, 0.999
     w_optimizer = SGD(weights, settings.w_lr, settings.w_momentum, weight_decay=settings.w_weight_decay, fused=fused)
-    alpha_optimizer = Adam(alphas, settings.alpha_lr, betas, weight_decay=settings.alpha_weight_decay, fused=fused)
+    betas, decay = (settings.alpha_beta1, 0.999), settings.alpha_weight_decay
+    alpha_optimizer = Adam(alphas, settings.alpha_lr, betas, weight_decay=decay, fused=fused)
     scheduler = CosineAnnealingLR(w_optimizer, settings.epochs, settings.w_lr_min)
-    second, exact = settings.second_order, settings.exact_product
-    architect = Architect(network, utils.criterion, w_optimizer, alpha_optimizer, second, exact)
+    optimizers = w_optimizer, alpha_optimizer
+    architect = Architect(network, utils.criterion, *optimizers, settings.second_order, settings.exact_product)
     run.restore(
         network=network,
         w_optimizer=w_optimizer,
@@ -92,17 +101,18 @@ def main(settings):
         run.log(f"supernet: {sum(p.numel() for p in weights) / 1e6:.2f} M weights")
         run.log("epoch   lr of w   train loss   α's val loss   val AUC   entropy   skips+pools")
 
+    warm_up = int(settings.epochs * settings.warm_up)
     for epoch in run.epochs(settings.epochs):
         lr = scheduler.get_last_lr()[0]
+        network.temperature = temperature(epoch, warm_up, settings.epochs, settings.temperature)
         network.train()
         for _ in run.steps(len(trn_sampler)):  # Algorithm 1 of the paper
-            trn, val = trn_sampler.next(), val_sampler.next()
+            films, labels = trn = trn_sampler.next()
 
             # 1. α step, in float32: the second-order term is a small difference
-            alpha_loss = architect.step(trn, val)
+            alpha_loss = architect.step(trn, val_sampler.next()) if epoch > warm_up else None
 
             # 2. w step: ∇w L_train(w, α)
-            films, labels = trn
             with utils.autocast(device):
                 loss = utils.criterion(network(films), labels)
             trn_loss = utils.descend(loss, weights, w_optimizer, settings.w_clip)
@@ -116,19 +126,22 @@ def main(settings):
         run.write("genotype_last.txt", format_genotype(genotype))
         if run.is_best(auc):
             run.write("genotype.txt", format_genotype(genotype))
-        state = diagnostics(genotype, *alphas)
-        scores = f"{epoch:5}   {lr:7.4f}   {means['train']:10.4f}   {means['val']:12.4f}   {auc:7.3f}"
+        logits = dict(zip(("normal", "reduce"), network.edge_logits(), strict=True))
+        state = diagnostics(genotype, *logits.values())
+        alpha_loss = f"{means['val']:.4f}" if epoch > warm_up else "–"
+        scores = f"{epoch:5}   {lr:7.4f}   {means['train']:10.4f}   {alpha_loss:>12}   {auc:7.3f}"
         run.end_epoch(
             f"{scores}   {state['entropy_normal']:7.3f}   {state['skips']:5} + {state['pools']:<3}",
             partial(visualize.cells_figure, genotype),
             lr=lr,
             train_loss=means["train"],
-            alpha_loss=means["val"],
+            alpha_loss=means.get("val"),
+            temperature=network.temperature,
             val_loss=val_loss,
             **state,
             val_auc=auc,
             genotype=format_genotype(genotype),
-            alphas={"normal": network.alphas_normal.tolist(), "reduce": network.alphas_reduce.tolist()},
+            alphas={kind: values.tolist() for kind, values in logits.items()},
         )
 
     run.log((run.folder / "genotype.txt").read_text(encoding="utf-8").strip())

@@ -142,13 +142,13 @@ def draw_cells_over_epochs(path, genotypes):
 
 
 def edge_weights(alphas):
-    """α (…, edges, operations) -> softmax(α), same shape, and its entropy in nats, (…, edges)."""
+    """α / τ (…, edges, operations) -> its softmax, same shape, and the entropy of that in nats, (…, edges)."""
     alphas = torch.tensor(alphas, dtype=torch.float64)
     return alphas.softmax(dim=-1).numpy(), edge_entropy(alphas).numpy()
 
 
 def draw_alphas(path, normal, reduce):
-    """softmax(α) of both cells as heat maps; normal, reduce: α (edges, operations), before the softmax."""
+    """softmax(α / τ) of both cells as heat maps; normal, reduce: α / τ (edges, operations)."""
     figure, panels = _panels(2, 2, 4.5, 5)
     weights, _ = edge_weights([normal, reduce])
     for axes, values, kind in zip(panels, weights, ("Normal", "Reduction"), strict=True):
@@ -157,7 +157,7 @@ def draw_alphas(path, normal, reduce):
         axes.set_yticks(range(len(EDGES)), [f"{source}→{node}" for source, node in EDGES])
         axes.set_title(f"{kind} cell")
     figure.supxlabel(r"edges source→node: 0 is $c_{k-2}$, 1 is $c_{k-1}$, 2 to 5 are the intermediate nodes")
-    figure.colorbar(picture, ax=list(panels), label="softmax(α)")
+    figure.colorbar(picture, ax=list(panels), label="softmax(α / τ)")
     save_picture(figure.savefig, path)
 
 

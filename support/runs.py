@@ -272,7 +272,8 @@ class Run:
             self.pause(together=reading)
 
     def add(self, **losses):
-        """The losses of a step (tensors), each under the name of the sampler whose last batch it is of."""
+        """The losses of a step (tensors), each under the name of the sampler whose last batch it is of; or None."""
+        losses = {name: loss for name, loss in losses.items() if loss is not None}
         self.losses.add(losses, [self.stateful[name] for name in losses])
 
     def means(self):

@@ -95,7 +95,9 @@ def check_number(name, value):
     low, high, rule = 0, math.inf, "a number, at least 0"
     if name == "seed":
         low, high, rule = -(2**63), 2**63, "an integer of 64 bits"
-    elif name in ("drop_path", "alpha_beta1") or name.endswith("momentum"):
+    elif name == "temperature":
+        low, rule = 1e-3, "at least 0.001"
+    elif name in ("drop_path", "alpha_beta1", "warm_up") or name.endswith("momentum"):
         high, rule = 1, "at least 0 and below 1"
     elif isinstance(value, int) and name != "patience":
         low, rule = 1, "at least 1"

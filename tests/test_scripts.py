@@ -15,7 +15,7 @@ import test as table_script
 import utils
 import val_train
 from dataset import Films, load_set, write_set
-from genotypes import PUBLISHED, diagnostics, load_genotype, save_genotype
+from genotypes import PUBLISHED, diagnostics, edge_entropy, load_genotype, save_genotype
 from model_search import Network
 from support import settings
 from tests.conftest import small_table
@@ -110,7 +110,7 @@ def test_every_stage_draws_its_pictures(whole):
 def test_the_genotype_is_that_of_the_best_epoch_not_of_the_last(small_set, tmp_path, monkeypatch):
     aucs = iter([0.5, 0.7, 0.6])
     monkeypatch.setattr(search_train, "evaluate", lambda *_: (next(aucs), 1.0))
-    run(search_train, small_set, tmp_path, "--epochs", 3, "--alpha-lr", 0.5)
+    run(search_train, small_set, tmp_path, "--epochs", 3, "--alpha-lr", 0.5, "--temperature", 1)
     folder = tmp_path / "search_first_order"
     rows = metrics(folder)
     assert (folder / "genotype.txt").read_text().strip() == rows[1]["genotype"] != rows[2]["genotype"]
@@ -148,7 +148,7 @@ def test_a_finished_run_is_left_as_it_is(copy, small_set, script, folder, capsys
 def test_other_settings_are_refused_by_name(copy, small_set, one_line):
     before = files(copy)
     line = one_line(run, search_train, small_set, copy, "--alpha-lr", 0.1)
-    assert "search_first_order: alpha_lr was 0.006, now 0.1; " in line and "--fresh" in line
+    assert "search_first_order: alpha_lr was 0.02, now 0.1; " in line and "--fresh" in line
     line = one_line(run, search_train, small_set, copy, "--dataset", "small", "--w-lr", 1, "--c", 8)
     assert "c was 4, now 8 (other differences: w_lr)" in line
     line = one_line(run, chexnet, small_set, copy, "--epochs", 2)
@@ -167,6 +167,8 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
         (search_train, "--w-lr", -0.1, "W_LR (--w-lr) is -0.1 and must be a number, at least 0"),
         (search_train, "--alpha-lr", "nan", "ALPHA_LR (--alpha-lr) is nan and must be a number, at least 0"),
         (search_train, "--w-momentum", 1, "must be at least 0 and below 1"),
+        (search_train, "--warm-up", 1, "WARM_UP (--warm-up) is 1.0 and must be at least 0 and below 1"),
+        (search_train, "--temperature", 0, "TEMPERATURE (--temperature) is 0.0 and must be at least 0.001"),
         (search_train, "--batch-size", 49, "batch size 49 must be 1 to 48, the films of train"),
         (search_train, "--layers", 3, "at least 4"),
         (search_train, "--seed", 2**64, "SEED (--seed) is 18446744073709551616 and must be an integer of 64 bits"),
@@ -307,6 +309,44 @@ def test_w_learns_on_train_and_alpha_on_val(small_set, tmp_path, monkeypatch):
     monkeypatch.setattr(search_train, "evaluate", lambda *_: (0.5, 1.0))
     run(search_train, small_set, tmp_path)
     assert seen == [("α", False, True), False] * 3
+
+
+def test_the_temperature_falls_from_1_after_the_warm_up_to_the_lowest_in_the_last_two_epochs():
+    taus = [search_train.temperature(epoch, 2, 8, 0.05) for epoch in range(1, 9)]
+    assert taus == pytest.approx([1, 1, 1, 0.05**0.25, 0.05**0.5, 0.05**0.75, 0.05, 0.05])
+    assert [search_train.temperature(epoch, 0, 50, 1.0) for epoch in range(1, 51)] == [1.0] * 50  # the paper's search
+    assert [search_train.temperature(1, 0, 1, 0.05), search_train.temperature(2, 0, 2, 0.05)] == [1, 0.05]
+
+
+def test_w_alone_learns_in_the_warm_up(small_set, tmp_path, monkeypatch):
+    seen = []  # at the end of each epoch: τ, α, w
+    end_epoch = search_train.Run.end_epoch
+
+    def noted(self, *shown, **stored):
+        network = self.stateful["network"]
+        copies = [
+            torch.cat([p.detach().flatten().clone() for p in group])
+            for group in (network.arch_parameters(), network.weight_parameters())
+        ]
+        seen.append((network.temperature, *copies))
+        end_epoch(self, *shown, **stored)
+
+    monkeypatch.setattr(search_train.Run, "end_epoch", noted)
+    run(search_train, small_set, tmp_path, "--epochs", 4, "--warm-up", 0.5)
+    assert [tau for tau, _, _ in seen] == [1, 1, 1, 0.05]
+    alphas, weights = ([row[k] for row in seen] for k in (1, 2))
+    assert torch.equal(alphas[0], alphas[1]) and alphas[1].abs().max() < 0.01  # as they were drawn
+    assert not torch.equal(alphas[1], alphas[2]) and not torch.equal(alphas[2], alphas[3])
+    assert not torch.equal(weights[0], weights[1])
+    folder = tmp_path / "search_first_order"
+    rows = metrics(folder)
+    assert [row["alpha_loss"] is None for row in rows] == [True, True, False, False]
+    assert [row["temperature"] for row in rows] == [1, 1, 1, 0.05]
+    assert (folder / "log.txt").read_text().count(" – ") == 2
+    # What is stored and drawn is what the softmax gets: α / τ.
+    stored = torch.tensor([rows[3]["alphas"][kind] for kind in ("normal", "reduce")]).flatten()
+    assert torch.allclose(stored, alphas[3] / 0.05)
+    assert rows[3]["entropy_normal"] == pytest.approx(edge_entropy(stored.view(2, 14, 8)[0].double()).mean().item())
 
 
 def test_drop_path_grows_linearly_over_the_epochs(small_set, tmp_path, monkeypatch):

@@ -120,6 +120,24 @@ def test_outputs_weight_gradients_and_statistics_equal_the_textbook(C, layers, p
     assert distance(fast.eval()(films), plain.eval()(films)) < TOLERANCE
 
 
+def test_a_temperature_divides_alpha_in_both_cells_and_leaves_the_derived_cells():
+    tau = 0.05
+    fast, plain = pair(4, 4)
+    derived = fast.genotype()
+    fast.temperature = tau
+    for alpha in plain.arch_parameters():
+        alpha.data /= tau
+    films, labels = batch(32)
+    outputs = fast(films), plain(films)
+    assert distance(*outputs) < TOLERANCE
+    for logits in outputs:
+        criterion(logits, labels).backward()
+    for alpha, other, logits in zip(fast.arch_parameters(), plain.arch_parameters(), fast.edge_logits(), strict=True):
+        assert distance(alpha.grad, other.grad / tau) < TOLERANCE and torch.equal(logits, other)
+    fast.temperature = 1e-3  # softmax(α / τ) is 1 for an operation of every edge: no edge would be the strongest
+    assert fast.genotype() == derived
+
+
 @pytest.mark.parametrize(("C", "layers", "pixels"), [SIZES[0], pytest.param(*SIZES[1], marks=pytest.mark.long)])
 @pytest.mark.parametrize("exact", [False, True])
 def test_second_order_gradients_equal_the_textbook(C, layers, pixels, exact):

@@ -30,7 +30,7 @@ def search_rows():
     for epoch in range(1, EPOCHS + 1):
         alphas = {kind: rng.normal(size=(len(EDGES), len(PRIMITIVES))).tolist() for kind in ("normal", "reduce")}
         genotype = format_genotype(random_genotype(epoch))
-        losses = {"train_loss": 0.3, "alpha_loss": 0.31, "val_loss": 0.32 / epoch}
+        losses = {"train_loss": 0.3, "alpha_loss": None if epoch == 1 else 0.31, "val_loss": 0.32 / epoch}
         rows.append({"epoch": epoch, **losses, "val_auc": 0.5 + epoch / 10, "alphas": alphas, "genotype": genotype})
     return rows
 
