@@ -92,14 +92,8 @@ def kill(name, data, folder, kills, seed):
     return [folder / line for line in driver.stdout.split()]
 
 
-@pytest.mark.parametrize(
-    ("name", "kills"),
-    [("search", 2)]
-    + [
-        pytest.param(name, kills, marks=pytest.mark.long)
-        for name, kills in (("search", 20), ("second", 5), ("val", 5), ("chexnet", 5))
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "kills"), [("search", 20), ("second", 5), ("val", 5), ("chexnet", 5)])
 def test_killed_runs_end_as_one_never_stopped(name, kills, small_set, tmp_path, undisturbed):
     finished = kill(name, small_set, tmp_path, kills, seed=random.randrange(10**6))
     assert finished

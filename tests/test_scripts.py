@@ -357,6 +357,7 @@ def test_drop_path_grows_linearly_over_the_epochs(small_set, tmp_path, monkeypat
     assert drawn == sorted(drawn)
 
 
+@pytest.mark.long
 def test_chexnets_learning_rate_falls_on_a_plateau_and_ends_the_training(small_set, tmp_path, monkeypatch):
     monkeypatch.setattr(chexnet, "evaluate", lambda *_: (0.5, 1.0))
     run(chexnet, small_set, tmp_path, "--recipe", "reference", "--epochs", 50, "--lr", 1e-6)
@@ -389,6 +390,7 @@ def test_the_reference_recipe_is_sgd_along_a_cosine_by_the_epoch(small_set, tmp_
     assert group["momentum"] == 0.9 and group["weight_decay"] == 3e-4
 
 
+@pytest.mark.long
 def test_the_bfloat16_path_of_gpus_runs(small_set, tmp_path, monkeypatch):
     """On the CPU here: the w step and the trainings under autocast; the α step and predictions in float32."""
     criterion, seen = utils.criterion, []
