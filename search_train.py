@@ -81,12 +81,12 @@ def main(settings):
         return
 
     fused = device.type == "cuda"  # one kernel for all parameters
+    betas = settings.alpha_beta1, 0.999
     w_optimizer = SGD(weights, settings.w_lr, settings.w_momentum, weight_decay=settings.w_weight_decay, fused=fused)
-    betas, decay = (settings.alpha_beta1, 0.999), settings.alpha_weight_decay
-    alpha_optimizer = Adam(alphas, settings.alpha_lr, betas, weight_decay=decay, fused=fused)
+    alpha_optimizer = Adam(alphas, settings.alpha_lr, betas, weight_decay=settings.alpha_weight_decay, fused=fused)
     scheduler = CosineAnnealingLR(w_optimizer, settings.epochs, settings.w_lr_min)
-    optimizers = w_optimizer, alpha_optimizer
-    architect = Architect(network, utils.criterion, *optimizers, settings.second_order, settings.exact_product)
+    second, exact = settings.second_order, settings.exact_product
+    architect = Architect(network, utils.criterion, w_optimizer, alpha_optimizer, second, exact)
     run.restore(
         network=network,
         w_optimizer=w_optimizer,

@@ -325,7 +325,7 @@ def test_w_alone_learns_in_the_warm_up(small_set, tmp_path, monkeypatch):
     def noted(self, *shown, **stored):
         network = self.stateful["network"]
         copies = [
-            torch.cat([p.detach().flatten().clone() for p in group])
+            torch.cat([p.detach().flatten() for p in group])
             for group in (network.arch_parameters(), network.weight_parameters())
         ]
         seen.append((network.temperature, *copies))
