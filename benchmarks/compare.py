@@ -14,6 +14,7 @@ what is finished is not run again. Every training is a row of <out>/compare.csv.
 import re
 import shlex
 from functools import partial
+from math import comb
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,7 @@ SEARCHED = {
     "second_order_exact": ["--second-order", "--exact-product"],
 }
 ROWS = (*SEARCHED, "random", *PUBLISHED, "chexnet")
+SIZE_BAND = 0.1  # a random cell is of a row's size where its parameters differ by at most this share
 DEFAULT = ("first_order=3", "second_order=3", "random=6", "chexnet=3")
 
 
@@ -84,6 +86,37 @@ def difference(auc, other):
     return f"{auc.mean() - other.mean():+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low < high else "")
 
 
+def best_of(drawn, k):
+    """Expected test AUC of the cell with the best val AUC among k of these, drawn without replacement."""
+    ranked = drawn.sort_values("val_auc")["test_auc"]
+    # The cell with i worse ones is the best of k in comb(i, k − 1) of all comb(n, k) draws.
+    return sum(comb(i, k - 1) * auc for i, auc in enumerate(ranked)) / comb(len(ranked), k)
+
+
+def format_draws(trained):
+    """Searched cells against random ones that had the same chances in another respect, in Markdown."""
+    rows = by_row(trained)
+    drawn = rows.pop("random", trained[:0])
+    searched = {row: runs for row, runs in rows.items() if row in SEARCHED and len(drawn)}
+    if not searched:
+        return ""
+    lines = ["| | random cells of its size | AUC − these | k draws in its minutes | AUC − best of k |"]
+    lines.append("|---" + "|---:" * 4 + "|")
+    for row, runs in searched.items():
+        size = runs[COSTS[0]].mean()
+        alike = drawn["test_auc"][(drawn[COSTS[0]] / size - 1).abs() <= SIZE_BAND]
+        apart = difference(runs["test_auc"], alike) if len(alike) else "–"
+        minutes = (runs["search_minutes"] + runs["minutes"]).mean()
+        k = max(1, min(len(drawn), round(minutes / drawn["minutes"].mean())))
+        ahead = runs["test_auc"].mean() - best_of(drawn, k)
+        lines.append(f"| {row} | {len(alike)} | {apart} | {k} | {ahead:+.3f} |")
+    notes = (
+        f"Of its size: parameters within {SIZE_BAND:.0%} of the row's mean. Best of k: the random cell with the best "
+        "val AUC of as many as can be trained in the minutes of a search and a training; its mean over all such draws."
+    )
+    return "\n".join(["", *lines, "", notes]) + "\n"
+
+
 def format_table(trained):
     """Mean ± standard deviation over the trainings of a row, in Markdown."""
     columns = {
@@ -117,7 +150,7 @@ def format_table(trained):
 
 def report(trained, out):
     """Write and print the table; draw the figure beside it."""
-    text = format_table(trained)
+    text = format_table(trained) + format_draws(trained)
     write(out.with_suffix(".md"), text)
     visualize.draw_comparison(out.with_suffix(".png"), {row: runs["test_auc"] for row, runs in by_row(trained).items()})
     print(text)

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from itertools import combinations
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 import pytest
@@ -113,8 +115,9 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, c
     record = json.loads((tmp_path / "second_order_exact_1/search_second_order/settings.json").read_text())
     assert record["settings"]["exact_product"] and record["settings"]["seed"] == 1
     text = (tmp_path / "compare.md").read_text()
-    mean, deviation = trained.loc["random", "test_auc"].agg(["mean", "std"])
-    assert f"| random | 2 | {mean:.3f} ± {deviation:.3f} | – |" in text
+    average, deviation = trained.loc["random", "test_auc"].agg(["mean", "std"])
+    assert f"| random | 2 | {average:.3f} ± {deviation:.3f} | – |" in text
+    assert text.count("| first_order | ") == text.count("| second_order_exact | ") == 2  # and once among the draws
 
     weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_net.pth")}
     compare.main([*parts, *options])
@@ -191,3 +194,22 @@ def test_the_interval_of_a_difference_is_welchs():
     # By hand: standard error sqrt(0.0025 + 0.01 / 12), 12 / 7 degrees of freedom, t = 5.068.
     assert compare.difference(pd.Series([0.8, 0.9]), pd.Series([0.5, 0.5, 0.6, 0.6])) == "+0.300 [+0.007, +0.593]"
     assert compare.difference(pd.Series([0.8]), pd.Series([0.5, 0.6])) == "+0.250"
+
+
+def test_the_best_of_k_draws_is_the_mean_over_all_of_them():
+    drawn = pd.DataFrame({"val_auc": [0.7, 0.9, 0.6, 0.8, 0.5], "test_auc": [0.75, 0.81, 0.66, 0.84, 0.52]})
+    for k in range(1, 6):
+        best = [max(draw, key=lambda row: row[0])[1] for draw in combinations(drawn.to_numpy(), k)]
+        assert compare.best_of(drawn, k) == pytest.approx(mean(best))
+
+
+def test_searched_cells_are_set_against_random_ones_of_their_size_and_against_k_of_them():
+    random = {"row": "random", "parameters_millions": [0.40, 0.45, 0.37, 0.43], "test_auc": [0.5, 0.9, 0.6, 0.7]}
+    random |= {"val_auc": [0.5, 0.9, 0.6, 0.7], "minutes": 2.0}
+    found = {"row": "first_order", "parameters_millions": [0.38, 0.42], "test_auc": [0.8, 0.95]}
+    found |= {"val_auc": 0.8, "minutes": 2.0, "search_minutes": [3.0, 5.0]}
+    trained = pd.concat([pd.DataFrame(random), pd.DataFrame(found)])
+    # Three random cells have 0.36 to 0.44 M; 6 minutes are three draws, and three of four choices hold the best cell.
+    apart = compare.difference(pd.Series([0.8, 0.95]), pd.Series([0.5, 0.6, 0.7]))
+    assert f"| first_order | 3 | {apart} | 3 | {0.875 - (3 * 0.9 + 0.7) / 4:+.3f} |" in compare.format_draws(trained)
+    assert compare.format_draws(pd.DataFrame(found)) == ""
