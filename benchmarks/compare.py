@@ -4,7 +4,9 @@
 
 makes 10 first-order searches and a training of each cell found, trainings of 30 random cells, and 3 of CheXNet, with
 the seeds from 1 on, which also draw the random cells; then it scores them on the test split. Further rows are
-second_order, second_order_exact, and the names of published cells. Cells share one recipe, the default of val_train.py.
+second_order, second_order_exact, and the names of published cells. Cells share one recipe, the default of val_train.py,
+and one time of training, that of DARTS_V2's cell in the default number of epochs: a cell whose steps take longer has
+fewer epochs. How much longer is measured by steps of both networks in turn.
 
 Each part has a folder <out>/<row>_<seed>/ and is a process of one thread. Stop this and start it again as you like:
 what is finished is not run again. Every training is a row of <out>/compare.csv. A table and a figure are made from it,
@@ -13,19 +15,24 @@ what is finished is not run again. Every training is a row of <out>/compare.csv.
 
 import re
 import shlex
+import threading
 from functools import partial
 from math import comb
 from pathlib import Path
 
 import pandas as pd
+import torch
 from scipy.stats import percentileofscore, ttest_ind
 
 import visualize
-from benchmarks.parts import facts, make_parser, save_rows, script, side_by_side
-from genotypes import PUBLISHED
+from benchmarks.parts import ROOT, facts, make_parser, save_rows, script, side_by_side
+from benchmarks.speed import alternate, batch, network_step
+from dataset import FINDINGS
+from genotypes import PUBLISHED, load_genotype, random_genotype
+from model_eval import Network
 from scores import AVERAGE, COSTS, read_scores
 from support.files import InputError, write
-from support.settings import guarded
+from support.settings import guarded, parse_settings
 
 SEARCHED = {
     "first_order": [],
@@ -33,6 +40,9 @@ SEARCHED = {
     "second_order_exact": ["--second-order", "--exact-product"],
 }
 ROWS = (*SEARCHED, "random", *PUBLISHED, "chexnet")
+REFERENCE = "DARTS_V2"  # trains for the default number of epochs, other cells as long as it does
+STEPS = 31  # of each of two networks, to measure which takes longer
+MEASURING = threading.Lock()  # parts share this process
 SIZE_BAND = 0.1  # a random cell is of a row's size where its parameters differ by at most this share
 DEFAULT = ("first_order=3", "second_order=3", "random=6", "chexnet=3")
 
@@ -43,6 +53,25 @@ def read_part(text):
     if row not in ROWS or not re.fullmatch("[1-9][0-9]{0,3}", number):
         raise InputError(f"{text!r} must be ROW=N, with N seeds and ROW one of {', '.join(ROWS)}")
     return row, int(number)
+
+
+def step_ratio(genotype, settings):
+    """Seconds of a training step of this cell's network over those of the reference's, on one thread of the CPU."""
+    data = batch(settings.crop, settings.batch_size, seed=0)
+    with MEASURING:
+        torch.set_num_threads(1)
+        networks = [Network(settings.c, len(FINDINGS), settings.layers, g) for g in (genotype, PUBLISHED[REFERENCE])]
+        ours, reference = alternate([network_step(network, data, training=True) for network in networks], STEPS)
+    return ours / reference
+
+
+def epochs_in_equal_time(out, genotype, settings):
+    """Epochs of this cell in the time of the reference's settings.epochs. Measured once: a run goes on with as many."""
+    measured = out / "epochs.txt"
+    if not measured.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write(measured, f"{max(1, round(settings.epochs / step_ratio(genotype, settings)))}\n")
+    return int(measured.read_text(encoding="utf-8"))
 
 
 def run_part(options, row, seed):
@@ -58,8 +87,12 @@ def run_part(options, row, seed):
         if row in SEARCHED:
             script("search_train.py", out, *on, "--seed", seed, *SEARCHED[row], *shlex.split(options.search))
             search = facts(out / f"search_{name}")
-        cell = order if search else ["--genotype", row]
-        script("val_train.py", out, *on, "--seed", seed, *cell, *shlex.split(options.train))
+            genotype, cell = load_genotype(out / f"search_{name}" / "genotype.txt"), order
+        else:
+            genotype, cell = PUBLISHED[row] if row in PUBLISHED else random_genotype(seed), ["--genotype", row]
+        settings = parse_settings(ROOT / "val_train.py", [*on, *shlex.split(options.train)])
+        epochs = epochs_in_equal_time(out, genotype, settings)
+        script("val_train.py", out, *on, "--seed", seed, *cell, *shlex.split(options.train), "--epochs", epochs)
     if not (out / "results" / "auc.csv").exists():
         script("test.py", out, *on, *order)
     scores = read_scores(out / "results" / "auc.csv").loc[(name, AVERAGE)]
@@ -122,6 +155,7 @@ def format_table(trained):
     columns = {
         "test AUC": ("test_auc", "{:.3f}"),
         "search (min)": ("search_minutes", "{:.1f}"),
+        "epochs": ("epochs", "{:.0f}"),
         "training (min)": ("minutes", "{:.1f}"),
         "Parameters (M)": (COSTS[0], "{:.2f}"),
         "Multiply-adds (G)": (COSTS[1], "{:.3f}"),

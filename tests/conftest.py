@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+import test as table_script
 import visualize
 from dataset import FINDINGS, write_set
 from tests.films import make_raw
@@ -39,6 +40,13 @@ def no_pictures(request, monkeypatch):
     """Drawing a run takes longer than the run, at these sizes. Runs of session-wide fixtures draw all the same."""
     if not request.node.get_closest_marker("pictures"):
         monkeypatch.setattr(visualize, "draw_run", lambda folder: [])
+
+
+@pytest.fixture
+def table_alone(monkeypatch):
+    """test.py makes its table without pictures, which take longer than all else, and without the page."""
+    monkeypatch.setattr(table_script, "draw", lambda *_: {})
+    monkeypatch.setattr(table_script, "write_page", lambda *_: None)
 
 
 def small_table():

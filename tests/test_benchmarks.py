@@ -10,14 +10,14 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 
-import test as table_script
 from benchmarks import compare, hypergradient, parts, quality, recipes, speed
-from genotypes import random_genotype
+from genotypes import PUBLISHED, random_genotype
 from scores import AVERAGE, COSTS, read_scores
 from support import settings
 from support.files import InputError
@@ -76,15 +76,13 @@ def test_hypergradient_prints_every_precision_and_radius(capsys, monkeypatch, sm
 
 
 @pytest.fixture
-def here(monkeypatch, small_set):
+def here(monkeypatch, small_set, table_alone):
     """Scripts in this process, not in one of their own; options of a smallest set and network."""
 
     def run(name, out, *arguments):
         module = importlib.import_module(name.removesuffix(".py"))
         settings.start(module.main, ROOT / name, list(map(str, ["--out", out, *arguments])))
 
-    monkeypatch.setattr(table_script, "draw", lambda *_: {})
-    monkeypatch.setattr(table_script, "write_page", lambda *_: None)
     for module in (compare, quality, recipes):
         monkeypatch.setattr(module, "script", run)
         monkeypatch.setattr(module, "side_by_side", lambda parts, jobs: [part() for part in parts])
@@ -194,6 +192,33 @@ def test_the_interval_of_a_difference_is_welchs():
     # By hand: standard error sqrt(0.0025 + 0.01 / 12), 12 / 7 degrees of freedom, t = 5.068.
     assert compare.difference(pd.Series([0.8, 0.9]), pd.Series([0.5, 0.5, 0.6, 0.6])) == "+0.300 [+0.007, +0.593]"
     assert compare.difference(pd.Series([0.8]), pd.Series([0.5, 0.6])) == "+0.250"
+
+
+def test_cells_train_for_the_time_of_the_reference(tmp_path, monkeypatch):
+    settings = SimpleNamespace(epochs=26, crop=32, batch_size=4, c=4, layers=4)
+    networks = []
+
+    def alternate(steps, number):
+        for step in steps:
+            step()
+        return times
+
+    def network_step(network, data, training):
+        networks.append(network)
+        return real_step(network, data, training)
+
+    real_step = compare.network_step
+    monkeypatch.setattr(compare, "alternate", alternate)
+    monkeypatch.setattr(compare, "network_step", network_step)
+    times = [1.3, 1.0]
+    assert compare.epochs_in_equal_time(tmp_path, random_genotype(1), settings) == 20
+    cells = [compare.Network(4, 14, 4, g) for g in (random_genotype(1), PUBLISHED["DARTS_V2"])]
+    assert [sorted(n.state_dict()) for n in networks] == [sorted(n.state_dict()) for n in cells]
+    times = [1.0, 1.0]  # it is measured once
+    assert compare.epochs_in_equal_time(tmp_path, random_genotype(1), settings) == 20
+    (tmp_path / "epochs.txt").unlink()
+    times = [100.0, 1.0]
+    assert compare.epochs_in_equal_time(tmp_path, random_genotype(1), settings) == 1
 
 
 def test_the_best_of_k_draws_is_the_mean_over_all_of_them():

@@ -29,10 +29,8 @@ def networks(small_set, tmp_path_factory):
 
 
 @pytest.fixture
-def out(networks, tmp_path, monkeypatch):
-    """A copy of it; the table's pictures are left out, since they take longer than all else, and the page with them."""
-    monkeypatch.setattr(table_script, "draw", lambda *_: {})
-    monkeypatch.setattr(table_script, "write_page", lambda *_: None)
+def out(networks, tmp_path, table_alone):
+    """A copy of it."""
     shutil.copytree(networks, tmp_path / "out")
     return tmp_path / "out"
 

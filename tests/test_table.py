@@ -60,10 +60,8 @@ def copy(tabled, tmp_path):
 
 
 @pytest.fixture
-def table(small_set, monkeypatch):
-    """Runs test.py without pictures, which take longer than all else, and page; returns the scores it wrote."""
-    monkeypatch.setattr(table_script, "draw", lambda *_: None)
-    monkeypatch.setattr(table_script, "write_page", lambda *_: None)
+def table(small_set, table_alone):
+    """Runs test.py; returns the scores it wrote."""
 
     def make(out, *options):
         run(table_script, small_set, out, *options)
