@@ -23,11 +23,14 @@ class Architect:
     weight gradient in passes that need ∇α alone; these are most of the cost of a pass.
     """
 
-    def __init__(self, network, criterion, w_optimizer, alpha_optimizer, second_order, exact=False):
-        """w_optimizer: the SGD of w (eq. 7 assumes it); exact: the product of eq. 7 by differentiating twice."""
+    def __init__(self, network, criterion, w_optimizer, alpha_optimizer, second_order, exact=False, price=0.0):
+        """w_optimizer: the SGD of w (eq. 7 assumes it); exact: the product of eq. 7 by differentiating twice.
+
+        price: of what the cells are expected to cost; the step is then on L_val + price · network.cost().
+        """
         self.network, self.criterion = network, criterion
         self.w_optimizer, self.alpha_optimizer = w_optimizer, alpha_optimizer
-        self.second_order, self.exact = second_order, exact
+        self.second_order, self.exact, self.price = second_order, exact, price
         arch = {id(alpha) for alpha in network.arch_parameters()}
         self.names = [name for name, p in network.named_parameters() if id(p) not in arch]
         self.arch_names = [name for name, p in network.named_parameters() if id(p) in arch]
@@ -43,8 +46,10 @@ class Architect:
         """One step on α, given a (films, labels) batch of train and one of val. Returns L_val (a tensor)."""
         xi = self.w_optimizer.param_groups[0]["lr"]
         loss, gradients = self.second(trn, val, xi) if self.second_order else self.first(val)
-        for alpha, gradient in zip(self.network.arch_parameters(), gradients, strict=True):
-            alpha.grad = gradient
+        alphas = self.network.arch_parameters()
+        costs = torch.autograd.grad(self.price * self.network.cost(), alphas)  # of α alone, so equal in both orders
+        for alpha, gradient, cost in zip(alphas, gradients, costs, strict=True):
+            alpha.grad = gradient + cost
         self.alpha_optimizer.step()
         return loss
 

@@ -30,6 +30,7 @@ from operations import (
     ReLUConvBN,
     SepConvOnEdges,
     avg_pool_3x3,
+    multiply_adds,
     reduction_cells,
     stem,
 )
@@ -41,6 +42,19 @@ EDGES_FROM = [[e for e, (i, _) in enumerate(EDGES) if i == n] for n in range(INP
 def total(tensors):
     """Their sum; the builtin would start from 0, one pass over memory more, and Tensor.sum() loses channels-last."""
     return reduce(torch.add, tensors)
+
+
+def edge_costs(C, stride):
+    """Multiply-adds of each operation on each edge, sep_conv_5x5 = 1, shape (edges, operations).
+
+    stride: of the edges from the cell's inputs. `none` is never derived, so it is no way to save: it costs the mean.
+    """
+    rows = []
+    for source, _ in EDGES:
+        cost = multiply_adds(C, stride if source < INPUT_NODES else 1)
+        cost = torch.tensor([cost[name] for name in PRIMITIVES if name != "none"]) / cost["sep_conv_5x5"]
+        rows.append(torch.cat([cost.mean()[None], cost]))
+    return torch.stack(rows)
 
 
 class MixedEdges(nn.Module):
@@ -125,6 +139,8 @@ class Network(nn.Module):
 
     def __init__(self, C, num_classes, layers):
         super().__init__()
+        costs = torch.stack([edge_costs(C, stride=1), edge_costs(C, stride=2)])  # normal cells, reduction cells
+        self.register_buffer("costs", costs, persistent=False)
         self.stem = stem(C)
         C_pp, C_p = 3 * C, 3 * C
         self.cells = nn.ModuleList()
@@ -163,6 +179,11 @@ class Network(nn.Module):
     def edge_logits(self):
         """α / τ of the normal cells and of the reduction cells: what the softmax of each edge is taken of."""
         return [alphas / self.temperature for alphas in self.arch_parameters()]
+
+    def cost(self):
+        """Expected multiply-adds Σ softmax(α / τ) · cost over the edges of both cells; that of sep_conv_5x5 is 1."""
+        edges = zip(self.edge_logits(), self.costs, strict=True)
+        return total((logits.softmax(dim=-1) * costs).sum() for logits, costs in edges)
 
     def weight_parameters(self):
         """w: all parameters but α."""

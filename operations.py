@@ -26,6 +26,20 @@ OPS = {
 }
 
 
+def multiply_adds(C, stride):
+    """Multiply-adds of each operation in `OPS` on C channels, for one pixel of its output: {name: number}."""
+    separable = {k: C * (k * k + C) for k in (3, 5)}  # depthwise, then pointwise
+    return {
+        "max_pool_3x3": 0,
+        "avg_pool_3x3": 0,
+        "skip_connect": 0 if stride == 1 else C * C,
+        "sep_conv_3x3": 2 * separable[3],
+        "sep_conv_5x5": 2 * separable[5],
+        "dil_conv_3x3": separable[3],
+        "dil_conv_5x5": separable[5],
+    }
+
+
 def avg_pool_3x3(stride):
     """Averages over the pixels of the map; the padding is not counted."""
     return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)

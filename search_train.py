@@ -52,6 +52,7 @@ ALPHA_WEIGHT_DECAY = {"phantom": 0.0, "chestxray14": 1e-3}  # of α; Adam would 
 # Not in the paper: w learns before α chooses, and the mix on an edge comes close to the one operation it ends as.
 WARM_UP = {"phantom": 0.25, "chestxray14": 0.0}  # share of the epochs, at the start, in which w alone learns
 TEMPERATURE = {"phantom": 0.05, "chestxray14": 1.0}  # τ of softmax(α / τ) in the last two epochs; it falls from 1
+PRICE = {"phantom": 0.002, "chestxray14": 0.0}  # in α's loss, of one sep_conv_5x5; other operations by multiply-adds
 START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
@@ -86,7 +87,7 @@ def main(settings):
     alpha_optimizer = Adam(alphas, settings.alpha_lr, betas, weight_decay=settings.alpha_weight_decay, fused=fused)
     scheduler = CosineAnnealingLR(w_optimizer, settings.epochs, settings.w_lr_min)
     second, exact = settings.second_order, settings.exact_product
-    architect = Architect(network, utils.criterion, w_optimizer, alpha_optimizer, second, exact)
+    architect = Architect(network, utils.criterion, w_optimizer, alpha_optimizer, second, exact, settings.price)
     run.restore(
         network=network,
         w_optimizer=w_optimizer,
@@ -128,7 +129,7 @@ def main(settings):
             run.write("genotype.txt", format_genotype(genotype))
         logits = dict(zip(("normal", "reduce"), network.edge_logits(), strict=True))
         state = diagnostics(genotype, *logits.values())
-        alpha_loss = f"{means['val']:.4f}" if epoch > warm_up else "–"
+        alpha_loss = f"{means['val']:.4f}" if "val" in means else "–"  # in the warm-up
         scores = f"{epoch:5}   {lr:7.4f}   {means['train']:10.4f}   {alpha_loss:>12}   {auc:7.3f}"
         run.end_epoch(
             f"{scores}   {state['entropy_normal']:7.3f}   {state['skips']:5} + {state['pools']:<3}",

@@ -119,6 +119,20 @@ def test_a_step_moves_alpha_and_nothing_else(second_order, exact):
     assert all(p.grad is None and p.requires_grad for p in network.weight_parameters())
 
 
+@pytest.mark.parametrize("second_order", [False, True])
+def test_a_price_adds_the_gradient_of_the_cost(second_order):
+    gradients = []
+    for price in (0.0, 0.5):
+        architect = setup(second_order=second_order, exact=True)
+        architect.price = price
+        architect.step(TRN, VAL)
+        gradients.append([a.grad for a in architect.network.arch_parameters()])
+    network = setup().network
+    costs = torch.autograd.grad(network.cost(), network.arch_parameters())
+    added = [b - a for a, b in zip(*gradients, strict=True)]
+    assert distance(added, [0.5 * cost for cost in costs]) < 1e-9
+
+
 def test_step_takes_xi_from_the_current_learning_rate():
     architect = setup(exact=True, lr=XI)
     architect.w_optimizer.param_groups[0]["lr"] = 0.5

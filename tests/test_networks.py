@@ -3,13 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import model_eval
 import model_search
 from chexnet import CheXNet
 from dataset import FINDINGS
 from genotypes import PRIMITIVES, PUBLISHED, Genotype, random_genotype
-from operations import OPS
+from operations import OPS, multiply_adds
 from support.files import InputError
 from utils import criterion
 
@@ -42,6 +43,15 @@ def test_operations_keep_channels_and_divide_the_size(name, stride):
     y = OPS[name](6, stride)(x)
     assert y.shape == (2, 6, 8 // stride, 8 // stride)
     assert not (y == 0).all()
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_multiply_adds_are_what_torch_counts(name, stride):
+    C, pixels = 6, (8 // stride) ** 2
+    with FlopCounterMode(display=False) as counter:
+        OPS[name](C, stride).eval()(torch.randn(1, C, 8, 8))
+    assert multiply_adds(C, stride)[name] * pixels == counter.get_total_flops() / 2
 
 
 def test_pools_are_not_followed_by_batch_normalisation_and_others_are_affine():

@@ -318,6 +318,11 @@ def test_the_temperature_falls_from_1_after_the_warm_up_to_the_lowest_in_the_las
     assert [search_train.temperature(1, 0, 1, 0.05), search_train.temperature(2, 0, 2, 0.05)] == [1, 0.05]
 
 
+def test_a_high_price_leaves_nothing_that_costs(small_set, tmp_path):
+    run(search_train, small_set, tmp_path, "--epochs", 3, "--alpha-lr", 0.5, "--price", 100)
+    assert "conv" not in (tmp_path / "search_first_order" / "genotype_last.txt").read_text()
+
+
 def test_w_alone_learns_in_the_warm_up(small_set, tmp_path, monkeypatch):
     seen = []  # at the end of each epoch: τ, α, w
     end_epoch = search_train.Run.end_epoch

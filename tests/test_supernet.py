@@ -9,6 +9,7 @@ import textbook
 from architect import Architect
 from genotypes import EDGES, PRIMITIVES
 from model_search import EDGES_FROM
+from operations import multiply_adds
 from support.files import InputError
 
 # C, cells, pixels: every way of support.separable
@@ -136,6 +137,28 @@ def test_a_temperature_divides_alpha_in_both_cells_and_leaves_the_derived_cells(
         assert distance(alpha.grad, other.grad / tau) < TOLERANCE and torch.equal(logits, other)
     fast.temperature = 1e-3  # softmax(α / τ) is 1 for an operation of every edge: no edge would be the strongest
     assert fast.genotype() == derived
+
+
+def test_the_cost_is_that_of_the_operations_which_alpha_weights():
+    network = model_search.Network(4, CLASSES, 4)
+    inputs = sum(source < 2 for source, _ in EDGES)  # in a reduction cell these edges have stride 2
+    largest = multiply_adds(4, 1)["sep_conv_5x5"]
+
+    def forced(name):
+        for alphas in network.arch_parameters():
+            alphas.data.zero_()[:, PRIMITIVES.index(name)] = 2
+        network.temperature = 0.05  # 2 / 0.05 = 40: one operation has all the weight
+        return network.cost().item()
+
+    for name in ("max_pool_3x3", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5"):
+        assert forced(name) == pytest.approx(2 * len(EDGES) * multiply_adds(4, 1)[name] / largest), name
+    assert forced("skip_connect") == pytest.approx(inputs * multiply_adds(4, 2)["skip_connect"] / largest)
+
+    # `none` is no way to save: at equal weights it changes nothing.
+    others = sum(forced(name) for name in PRIMITIVES[1:]) / len(PRIMITIVES[1:])
+    assert forced("none") == pytest.approx(others)
+    network.temperature = 1e9
+    assert network.cost().item() == pytest.approx(others)
 
 
 @pytest.mark.parametrize(("C", "layers", "pixels"), [SIZES[0], pytest.param(*SIZES[1], marks=pytest.mark.long)])
