@@ -10,7 +10,8 @@ fewer epochs. How much longer is measured by steps of both networks in turn.
 
 Each part has a folder <out>/<row>_<seed>/ and is a process of one thread. Stop this and start it again as you like:
 what is finished is not run again. Every training is a row of <out>/compare.csv. A table and a figure are made from it,
-<out>/compare.md and compare.png; --rows FILE makes them from a file alone.
+<out>/compare.md and compare.png; --rows FILE makes them from a file alone. random=11-30 are the seeds 11 to 30: several
+machines can share the work, and their rows, put into one file, make one table.
 """
 
 import re
@@ -48,11 +49,13 @@ DEFAULT = ("first_order=3", "second_order=3", "random=6", "chexnet=3")
 
 
 def read_part(text):
-    """(row, number of seeds) of "ROW=N"."""
-    row, _, number = text.partition("=")
-    if row not in ROWS or not re.fullmatch("[1-9][0-9]{0,3}", number):
-        raise InputError(f"{text!r} must be ROW=N, with N seeds and ROW one of {', '.join(ROWS)}")
-    return row, int(number)
+    """(row, its seeds, a range) of "ROW=N", which are 1 to N, or of "ROW=A-B"."""
+    row, _, seeds = text.partition("=")
+    given = re.fullmatch("(?:([1-9][0-9]{0,3})-)?([1-9][0-9]{0,3})", seeds)
+    seeds = range(int(given[1] or 1), int(given[2]) + 1) if given else ()
+    if row not in ROWS or not seeds:
+        raise InputError(f"{text!r} must be ROW=N or ROW=A-B, seeds 1 to N or A to B, and ROW one of {', '.join(ROWS)}")
+    return row, seeds
 
 
 def step_ratio(genotype, settings):
@@ -201,7 +204,7 @@ def main(arguments=None):
 
     parts = dict(read_part(text) for text in options.parts or DEFAULT)
     # Seed by seed, so that a comparison that was stopped early has something of every row.
-    order = [(row, seed) for seed in range(1, max(parts.values()) + 1) for row in parts if seed <= parts[row]]
+    order = [(row, seed) for seed in sorted(set().union(*parts.values())) for row in parts if seed in parts[row]]
     trained = side_by_side([partial(run_part, options, *part) for part in order], options.jobs)
     out = Path(options.out) / "compare.csv"
     return report(save_rows(out, sorted(trained, key=lambda part: (part["row"], part["seed"]))), out)

@@ -182,10 +182,15 @@ def test_parts_run_side_by_side_and_end_where_one_fails(tmp_path):
     assert not (tmp_path / "next").exists()
 
 
-@pytest.mark.parametrize("text", ["first_order", "first=3", "random=0", "random=x", "=3"])
+@pytest.mark.parametrize("text", ["first_order", "first=3", "random=0", "random=x", "=3", "random=3-2"])
 def test_compare_names_a_part_that_it_does_not_know(text):
     with pytest.raises(InputError, match=f"{text!r} must be ROW=N"):
         compare.main([text])
+
+
+def test_compare_takes_a_number_of_seeds_or_the_first_and_the_last():
+    assert compare.read_part("random=3") == ("random", range(1, 4))
+    assert compare.read_part("chexnet=11-30") == ("chexnet", range(11, 31))
 
 
 def test_the_interval_of_a_difference_is_welchs():
