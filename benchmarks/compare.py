@@ -11,7 +11,8 @@ fewer epochs. How much longer is measured by steps of both networks in turn.
 Each part has a folder <out>/<row>_<seed>/ and is a process of one thread. Stop this and start it again as you like:
 what is finished is not run again. Every training is a row of <out>/compare.csv. A table and a figure are made from it,
 <out>/compare.md and compare.png; --rows FILE makes them from a file alone. random=11-30 are the seeds 11 to 30: several
-machines can share the work, and their rows, put into one file, make one table.
+machines can share the work, and their rows, put into one file, make one table. --beside OTHER, the rows of another set,
+adds how far the two sets agree on which cells are better.
 """
 
 import re
@@ -21,6 +22,7 @@ from functools import partial
 from math import comb
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import percentileofscore, ttest_ind
@@ -185,9 +187,27 @@ def format_table(trained):
     return "\n".join([*lines, "", notes]) + "\n"
 
 
-def report(trained, out):
+def format_agreement(trained, beside):
+    """How far two sets order the cells alike that were trained on both, in Markdown."""
+    sets = [" and ".join(rows["dataset"].unique()) for rows in (trained, beside)]
+    means = [rows.groupby("genotype")["test_auc"].mean() for rows in (trained, beside)]
+    both = pd.concat(means, axis=1, join="inner")
+    if len(both) < 3:
+        raise InputError(f"--beside: {len(both)} cells were trained on {sets[0]} and on {sets[1]}, it takes 3")
+    resamples = [both, *(both.sample(frac=1, replace=True, random_state=seed) for seed in range(2000))]
+    ranks, *by_chance = [resample.corr("spearman").iloc[0, 1] for resample in resamples]
+    low, high = np.nanquantile(by_chance, [0.025, 0.975])  # nan: one cell drawn every time
+    return (
+        f"\nRank correlation of the test AUCs on {sets[0]} and on {sets[1]}, over the {len(both)} cells trained on "
+        f"both: {ranks:+.2f} [{low:+.2f}, {high:+.2f}] (95 %, 2,000 bootstrap resamples of the cells).\n"
+    )
+
+
+def report(trained, out, beside=None):
     """Write and print the table; draw the figure beside it."""
     text = format_table(trained) + format_draws(trained)
+    if beside is not None:
+        text += format_agreement(trained, beside)
     write(out.with_suffix(".md"), text)
     visualize.draw_comparison(out.with_suffix(".png"), {row: runs["test_auc"] for row, runs in by_row(trained).items()})
     print(text)
@@ -198,16 +218,18 @@ def main(arguments=None):
     parser = make_parser(__doc__, "compare", **scripts)
     parser.add_argument("parts", nargs="*", metavar="ROW=N", help=f"rows and seeds ({' '.join(DEFAULT)})")
     parser.add_argument("--dataset", default="phantom", help="a prepared set")
+    parser.add_argument("--beside", metavar="OTHER", help="the compare.csv of another set")
     options = parser.parse_args(arguments)
+    beside = pd.read_csv(options.beside) if options.beside else None
     if options.rows:
-        return report(pd.read_csv(options.rows), Path(options.rows))
+        return report(pd.read_csv(options.rows), Path(options.rows), beside)
 
     parts = dict(read_part(text) for text in options.parts or DEFAULT)
     # Seed by seed, so that a comparison that was stopped early has something of every row.
     order = [(row, seed) for seed in sorted(set().union(*parts.values())) for row in parts if seed in parts[row]]
     trained = side_by_side([partial(run_part, options, *part) for part in order], options.jobs)
     out = Path(options.out) / "compare.csv"
-    return report(save_rows(out, sorted(trained, key=lambda part: (part["row"], part["seed"]))), out)
+    return report(save_rows(out, sorted(trained, key=lambda part: (part["row"], part["seed"]))), out, beside)
 
 
 if __name__ == "__main__":

@@ -243,3 +243,19 @@ def test_searched_cells_are_set_against_random_ones_of_their_size_and_against_k_
     apart = compare.difference(pd.Series([0.8, 0.95]), pd.Series([0.5, 0.6, 0.7]))
     assert f"| first_order | 3 | {apart} | 3 | {0.875 - (3 * 0.9 + 0.7) / 4:+.3f} |" in compare.format_draws(trained)
     assert compare.format_draws(pd.DataFrame(found)) == ""
+
+
+def test_two_sets_are_set_beside_each_other_over_the_cells_that_both_have():
+    def rows(dataset, **cells):
+        trained = [(dataset, cell, auc) for cell, aucs in cells.items() for auc in aucs]
+        return pd.DataFrame([*trained, (dataset, None, 0.9)], columns=["dataset", "genotype", "test_auc"])
+
+    drawn = rows("phantom", a=[0.80], b=[0.72, 0.90], c=[0.82], d=[0.84], only_here=[0.1])
+    real = rows("nih10k", d=[0.64], c=[0.65], a=[0.61], b=[0.60, 0.65], only_there=[0.9])
+    text = compare.format_agreement(drawn, real)
+    # Ranks by the means 1, 2, 3, 4 and 1, 2, 4, 3: 1 − 6 · 2 / (4 · 15).
+    assert "on phantom and on nih10k, over the 4 cells" in text and " +0.80 [" in text
+    low, high = map(float, re.search(r"\[(.*), (.*)\] \(95 %", text).groups())
+    assert -1 <= low < 0.8 < high <= 1
+    with pytest.raises(InputError, match="0 cells were trained on phantom and on small"):
+        compare.format_agreement(drawn, rows("small", e=[0.5]))
