@@ -4,9 +4,10 @@
 
 makes 10 first-order searches and a training of each cell found, trainings of 30 random cells, and 3 of CheXNet, with
 the seeds from 1 on, which also draw the random cells; then it scores them on the test split. Further rows are
-second_order, second_order_exact, and the names of published cells. Cells share one recipe, the default of val_train.py,
-and one time of training, that of DARTS_V2's cell in the default number of epochs: a cell whose steps take longer has
-fewer epochs. How much longer is measured by steps of both networks in turn.
+second_order, second_order_exact, random_small (random cells of the size of searched ones), and the names of published
+cells. Cells share one recipe, the default of val_train.py, and one time of training, that of DARTS_V2's cell in the
+default number of epochs: a cell whose steps take longer has fewer epochs. How much longer is measured by steps of both
+networks in turn.
 
 Each part has a folder <out>/<row>_<seed>/ and is a process of one thread. Stop this and start it again as you like:
 what is finished is not run again. Every training is a row of <out>/compare.csv. A table and a figure are made from it,
@@ -19,6 +20,7 @@ import re
 import shlex
 import threading
 from functools import partial
+from itertools import count
 from math import comb
 from pathlib import Path
 
@@ -42,11 +44,12 @@ SEARCHED = {
     "second_order": ["--second-order"],
     "second_order_exact": ["--second-order", "--exact-product"],
 }
-ROWS = (*SEARCHED, "random", *PUBLISHED, "chexnet")
+ROWS = (*SEARCHED, "random", "random_small", *PUBLISHED, "chexnet")
 REFERENCE = "DARTS_V2"  # trains for the default number of epochs, other cells as long as it does
 STEPS = 31  # of each of two networks, to measure which takes longer
 MEASURING = threading.Lock()  # parts share this process
-SIZE_BAND = 0.1  # a random cell is of a row's size where its parameters differ by at most this share
+SMALL = 0.8  # parameters of random_small over the reference's: the mean of searched cells in docs/compare.csv
+SIZE_BAND = 0.1  # a random cell is of some size where its parameters differ by at most this share
 DEFAULT = ("first_order=3", "second_order=3", "random=6", "chexnet=3")
 
 
@@ -58,6 +61,19 @@ def read_part(text):
     if row not in ROWS or not seeds:
         raise InputError(f"{text!r} must be ROW=N or ROW=A-B, seeds 1 to N or A to B, and ROW one of {', '.join(ROWS)}")
     return row, seeds
+
+
+def small_genotype(seed, settings):
+    """A random cell of the size of searched ones: the first such of the seeds 1000 · seed, 1000 · seed + 1, ..."""
+
+    def size(genotype):
+        with torch.device("meta"):  # without memory
+            network = Network(settings.c, len(FINDINGS), settings.layers, genotype)
+        return sum(p.numel() for p in network.parameters())
+
+    wanted = SMALL * size(PUBLISHED[REFERENCE])
+    drawn = map(random_genotype, count(1000 * seed))
+    return next(genotype for genotype in drawn if abs(size(genotype) / wanted - 1) <= SIZE_BAND)
 
 
 def step_ratio(genotype, settings):
@@ -89,13 +105,16 @@ def run_part(options, row, seed):
     if row == "chexnet":
         script("chexnet.py", out, *on, "--seed", seed, *shlex.split(options.chexnet))
     else:
+        settings = parse_settings(ROOT / "val_train.py", [*on, *shlex.split(options.train)])
         if row in SEARCHED:
             script("search_train.py", out, *on, "--seed", seed, *SEARCHED[row], *shlex.split(options.search))
             search = facts(out / f"search_{name}")
             genotype, cell = load_genotype(out / f"search_{name}" / "genotype.txt"), order
+        elif row == "random_small":
+            genotype = small_genotype(seed, settings)
+            cell = ["--genotype", f"{row} = {genotype!r}"]
         else:
             genotype, cell = PUBLISHED[row] if row in PUBLISHED else random_genotype(seed), ["--genotype", row]
-        settings = parse_settings(ROOT / "val_train.py", [*on, *shlex.split(options.train)])
         epochs = epochs_in_equal_time(out, genotype, settings)
         script("val_train.py", out, *on, "--seed", seed, *cell, *shlex.split(options.train), "--epochs", epochs)
     if not (out / "results" / "auc.csv").exists():
@@ -135,6 +154,7 @@ def format_draws(trained):
     """Searched cells against random ones that had the same chances in another respect, in Markdown."""
     rows = by_row(trained)
     drawn = rows.pop("random", trained[:0])
+    of_any_size = pd.concat([drawn, rows.pop("random_small", trained[:0])])
     searched = {row: runs for row, runs in rows.items() if row in SEARCHED and len(drawn)}
     if not searched:
         return ""
@@ -142,7 +162,7 @@ def format_draws(trained):
     lines.append("|---" + "|---:" * 4 + "|")
     for row, runs in searched.items():
         size = runs[COSTS[0]].mean()
-        alike = drawn["test_auc"][(drawn[COSTS[0]] / size - 1).abs() <= SIZE_BAND]
+        alike = of_any_size["test_auc"][(of_any_size[COSTS[0]] / size - 1).abs() <= SIZE_BAND]
         apart = difference(runs["test_auc"], alike) if len(alike) else "–"
         minutes = (runs["search_minutes"] + runs["minutes"]).mean()
         k = max(1, min(len(drawn), round(minutes / drawn["minutes"].mean())))
@@ -224,9 +244,9 @@ def main(arguments=None):
     if options.rows:
         return report(pd.read_csv(options.rows), Path(options.rows), beside)
 
-    parts = dict(read_part(text) for text in options.parts or DEFAULT)
+    parts = {(row, seed) for row, seeds in map(read_part, options.parts or DEFAULT) for seed in seeds}
     # Seed by seed, so that a comparison that was stopped early has something of every row.
-    order = [(row, seed) for seed in sorted(set().union(*parts.values())) for row in parts if seed in parts[row]]
+    order = sorted(parts, key=lambda part: (part[1], ROWS.index(part[0])))
     trained = side_by_side([partial(run_part, options, *part) for part in order], options.jobs)
     out = Path(options.out) / "compare.csv"
     return report(save_rows(out, sorted(trained, key=lambda part: (part["row"], part["seed"]))), out, beside)

@@ -94,7 +94,8 @@ def here(monkeypatch, small_set, table_alone):
 @pytest.mark.long
 def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, capsys):
     options = [*here, "--out", str(tmp_path), "--search", " ".join([*SMALL[2:], *NETWORK])]
-    parts = ["first_order=1", "second_order_exact=1", "random=2", "DARTS_V1=1", "chexnet=1"]
+    parts = ["first_order=1", "second_order_exact=1", "random=1", "random=2-2", "random_small=1", "DARTS_V1=1"]
+    parts.append("chexnet=1")
     compare.main([*parts, *options])
     trained = pd.read_csv(tmp_path / "compare.csv").set_index(["row", "seed"])
     assert [f"{row}_{seed}" for row, seed in sorted(trained.index)] == sorted(
@@ -103,6 +104,7 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, c
     for row, seed, name in (
         ("second_order_exact", 1, "second_order"),
         ("random", 2, "random_2"),
+        ("random_small", 1, "random_small"),
         ("chexnet", 1, "chexnet"),
     ):
         scores = read_scores(tmp_path / f"{row}_{seed}" / "results" / "auc.csv").loc[(name, AVERAGE)]
@@ -193,6 +195,16 @@ def test_compare_takes_a_number_of_seeds_or_the_first_and_the_last():
     assert compare.read_part("chexnet=11-30") == ("chexnet", range(11, 31))
 
 
+def test_small_random_cells_are_of_the_size_of_searched_ones():
+    """With the default sizes DARTS_V2's network has 0.381 M parameters; searched ones, 0.31 M on average."""
+    settings = SimpleNamespace(c=16, layers=5)
+    for seed in (1, 2):
+        cell = compare.small_genotype(seed, settings)
+        assert cell in [random_genotype(1000 * seed + k) for k in range(1000)]
+        parameters = sum(p.numel() for p in compare.Network(16, 14, 5, cell).parameters())
+        assert 0.9 <= parameters / (0.8 * 0.3811e6) <= 1.1
+
+
 def test_the_interval_of_a_difference_is_welchs():
     # By hand: standard error sqrt(0.0025 + 0.01 / 12), 12 / 7 degrees of freedom, t = 5.068.
     assert compare.difference(pd.Series([0.8, 0.9]), pd.Series([0.5, 0.5, 0.6, 0.6])) == "+0.300 [+0.007, +0.593]"
@@ -242,6 +254,11 @@ def test_searched_cells_are_set_against_random_ones_of_their_size_and_against_k_
     # Three random cells have 0.36 to 0.44 M; 6 minutes are three draws, and three of four choices hold the best cell.
     apart = compare.difference(pd.Series([0.8, 0.95]), pd.Series([0.5, 0.6, 0.7]))
     assert f"| first_order | 3 | {apart} | 3 | {0.875 - (3 * 0.9 + 0.7) / 4:+.3f} |" in compare.format_draws(trained)
+    small = pd.DataFrame({"row": "random_small", "parameters_millions": [0.41, 0.5], "test_auc": [0.4, 0.3]})
+    apart = compare.difference(pd.Series([0.8, 0.95]), pd.Series([0.5, 0.6, 0.7, 0.4]))
+    assert f"| first_order | 4 | {apart} | 3 | {0.875 - (3 * 0.9 + 0.7) / 4:+.3f} |" in compare.format_draws(
+        pd.concat([trained, small])
+    )
     assert compare.format_draws(pd.DataFrame(found)) == ""
 
 
