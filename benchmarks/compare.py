@@ -91,7 +91,8 @@ def epochs_in_equal_time(out, genotype, settings):
     measured = out / "epochs.txt"
     if not measured.exists():
         out.mkdir(parents=True, exist_ok=True)
-        write(measured, f"{max(1, round(settings.epochs / step_ratio(genotype, settings)))}\n")
+        ratio = 1 if genotype == PUBLISHED[REFERENCE] else step_ratio(genotype, settings)
+        write(measured, f"{max(1, round(settings.epochs / ratio))}\n")
     return int(measured.read_text(encoding="utf-8"))
 
 

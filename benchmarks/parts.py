@@ -14,7 +14,7 @@ import pandas as pd
 from support.files import write
 
 ROOT = Path(__file__).resolve().parents[1]
-STOPPED = threading.Event()  # set when a part fails: no other script starts
+STOPPED = threading.Event()  # set when a part fails: no other part begins, and no other script
 
 
 def make_parser(doc, name, **scripts):
@@ -55,16 +55,25 @@ def script(name, out, *arguments):
         command = [sys.executable, ROOT / name, *options]
         done = subprocess.run(command, stdout=said, stderr=said, env=one_thread, check=False)
     if done.returncode:
-        STOPPED.set()
         raise SystemExit(f"error: {name} failed, see the end of {said.name}; start this command again to go on")
 
 
 def side_by_side(parts, jobs):
-    """The results of `parts`, functions, of which up to `jobs` run at once."""
+    """The results of `parts`, functions, of which up to `jobs` run at once. Where one fails, no other begins."""
     STOPPED.clear()
+
+    def begin(part):
+        if STOPPED.is_set():
+            raise SystemExit(1)
+        try:
+            return part()
+        except BaseException:
+            STOPPED.set()
+            raise
+
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            return [future.result() for future in [pool.submit(part) for part in parts]]
+            return [future.result() for future in [pool.submit(begin, part) for part in parts]]
         except KeyboardInterrupt:
             STOPPED.set()
             raise

@@ -173,12 +173,15 @@ def test_recipes_trains_every_command_on_every_set_with_every_seed(here, tmp_pat
 
 def test_parts_run_side_by_side_and_end_where_one_fails(tmp_path):
     both = threading.Barrier(2)  # each of two parts waits for the other
+    begun = []
     assert sorted(parts.side_by_side([partial(both.wait, 60)] * 2, 2)) == [0, 1]
     with pytest.raises(
         SystemExit, match=r"val_train\.py failed, see the end of .*output\.txt; start this command again"
     ):
-        parts.side_by_side([partial(parts.script, "val_train.py", tmp_path, "--epochs", 0)], 1)
+        fails = partial(parts.script, "val_train.py", tmp_path, "--epochs", 0)
+        parts.side_by_side([fails, *[partial(begun.append, 1)] * 9], 1)
     assert "EPOCHS (--epochs) is 0" in (tmp_path / "output.txt").read_text()
+    assert not begun
     with pytest.raises(SystemExit):  # nothing more starts
         parts.script("val_train.py", tmp_path / "next")
     assert not (tmp_path / "next").exists()
@@ -236,6 +239,7 @@ def test_cells_train_for_the_time_of_the_reference(tmp_path, monkeypatch):
     (tmp_path / "epochs.txt").unlink()
     times = [100.0, 1.0]
     assert compare.epochs_in_equal_time(tmp_path, random_genotype(1), settings) == 1
+    assert compare.epochs_in_equal_time(tmp_path / "reference", PUBLISHED["DARTS_V2"], settings) == 26
 
 
 def test_the_best_of_k_draws_is_the_mean_over_all_of_them():
