@@ -24,7 +24,7 @@ from support.files import InputError
 from support.runs import Run
 from support.settings import start
 
-DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
+DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
 OUT = "."  # everything this run writes lies below it
 FRESH = False  # True: move an old run of this name aside and start again from the first epoch
@@ -34,7 +34,7 @@ DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 PRETRAINED = {"phantom": False, "chestxray14": True}  # True: start from ImageNet weights
 # A dict has one value per set; a set without its own takes the phantom's.
 CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
-EPOCHS = {"phantom": 6, "chestxray14": 100}  # passes over train, at most
+EPOCHS = {"phantom": 6, "nih10k": 4, "chestxray14": 100}  # passes over train, at most
 BATCH_SIZE = {"phantom": 16, "chestxray14": 32}  # films
 
 # The best for small sets, and what the original did (docs/evidence.md: how much better).

@@ -27,7 +27,7 @@ from support.settings import start
 
 SECOND_ORDER = False  # False: first order, ξ = 0; True: second order, ξ = the learning rate of w
 EXACT_PRODUCT = False  # second order only; False: the paper's finite differences (eq. 8); True: differentiate twice
-DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
+DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
 OUT = "."  # everything this run writes lies below it
 FRESH = False  # True: move an old run of this name aside and start again from the first epoch
@@ -38,7 +38,7 @@ DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
 C = {"phantom": 8, "chestxray14": 16}  # channels of the first cell
 LAYERS = {"phantom": 5, "chestxray14": 12}  # cells, at least 4
-EPOCHS = {"phantom": 8, "chestxray14": 50}  # passes over train
+EPOCHS = {"phantom": 8, "nih10k": 4, "chestxray14": 50}  # passes over train
 BATCH_SIZE = {"phantom": 32, "chestxray14": 16}  # films
 
 W_LR = {"phantom": 0.4, "chestxray14": 0.025}  # SGD's learning rate, in the first epoch

@@ -32,7 +32,7 @@ SECOND_ORDER = False  # which order's network comes first: False: first order, T
 PREDICTIONS = []  # NAME=FILE.csv: another model's column, from `Image Index` and `prob_<finding>` for what it knows
 FILMS = ""  # folder of films (PNG, JPEG) without labels, to be scored by every network
 FILMS_ANYWAY = False  # True: score real FILMS, too, with networks that know synthetic ones only: that means nothing
-DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
+DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
 OUT = "."  # weights are read from below it, results written below it
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps

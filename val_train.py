@@ -28,7 +28,7 @@ from support.settings import start
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
 GENOTYPE = ""  # another cell instead: a file, Genotype(...), "random" (by SEED), or a name in genotypes.PUBLISHED
-DATASET = "phantom"  # phantom, chestxray14, or any other folder below DATA
+DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
 OUT = "."  # everything this run reads from a search, and writes, lies below it
 FRESH = False  # True: move an old run of this name aside and start again from the first epoch
@@ -39,7 +39,7 @@ DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
 C = {"phantom": 16, "chestxray14": 36}  # channels of the first cell
 LAYERS = {"phantom": 5, "chestxray14": 20}  # cells, at least 4
-EPOCHS = {"phantom": 26, "chestxray14": 500}  # passes over train
+EPOCHS = {"phantom": 26, "nih10k": 8, "chestxray14": 500}  # passes over train
 BATCH_SIZE = {"phantom": 32, "chestxray14": 32}  # films
 
 # The best for small sets, and what the original did (docs/evidence.md: how much better).
