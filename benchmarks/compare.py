@@ -4,8 +4,8 @@
 
 makes 10 first-order searches and a training of each cell found, trainings of 30 random cells, and 3 of CheXNet, with
 the seeds from 1 on, which also draw the random cells; then it scores them on the test split. Further rows are
-second_order, second_order_exact, random_small (random cells about as small as searched ones), and the names of published
-cells. Cells share one recipe, the default of val_train.py, and one time of training, that of DARTS_V2's cell in the
+second_order, second_order_exact, random_small (random cells about as small as searched ones), and published cells by
+name. Cells share one recipe, the default of val_train.py, and one time of training, that of DARTS_V2's cell in the
 default number of epochs: a cell whose steps take longer has fewer epochs. How much longer is measured by steps of both
 networks in turn.
 
