@@ -39,12 +39,12 @@ BATCH_SIZE = {"phantom": 16, "chestxray14": 32}  # films
 
 # The best for small sets, and what the original did (docs/evidence.md: how much better).
 RECIPE = {"phantom": "one_cycle", "chestxray14": "reference"}  # one_cycle: AdamW; reference: Adam, rate by plateaus
-ONE_CYCLE_LR = 2e-3  # AdamW's highest rate: each step it changes, up to this in 0.3 of all steps, then down to 0
+ONE_CYCLE_LR = 2e-3  # AdamW's highest rate: reached after 0.3 of all steps, then falling to almost 0
 ONE_CYCLE_WEIGHT_DECAY = 0.05  # of AdamW
 LR = {"phantom": 1e-3, "chestxray14": 1e-4}  # Adam's rate at the start
 PATIENCE = 1  # epochs in a row without a better val AUC that change nothing; one more divides Adam's rate by 10
 LR_STOP = 1e-7  # training ends when Adam's rate falls below
-START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
+START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's first bias: logits of train's frequencies
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
 

@@ -41,7 +41,7 @@ class Genotype(NamedTuple):
 
 
 def derive(alphas_normal, alphas_reduce):
-    """The discrete cell of section 2.4: per node the two edges with the strongest operation.
+    """The two discrete cells of section 2.4: per node the two edges with the strongest operation.
 
     alphas_*: tensors, shape (edges, operations), as the supernet holds them (before the softmax). The strength
     of an edge is the softmax weight of its best operation other than `none`. The two edges of a node are listed
@@ -70,21 +70,22 @@ def derive(alphas_normal, alphas_reduce):
     return Genotype(cell(alphas_normal), concat, cell(alphas_reduce), list(concat))
 
 
-def edge_entropy(alphas):
-    """Entropy of softmax(α) in nats: α (…, edges, operations), a tensor, -> (…, edges), at most ln 8 = 2.08."""
-    log_weights = alphas.log_softmax(dim=-1)
+def edge_entropy(logits):
+    """Entropy of softmax(logits) in nats: a tensor (…, edges, operations) -> (…, edges), at most ln 8 = 2.08."""
+    log_weights = logits.log_softmax(dim=-1)
     return -(log_weights.exp() * log_weights).sum(dim=-1)
 
 
-def diagnostics(genotype, alphas_normal, alphas_reduce):
+def diagnostics(genotype, logits_normal, logits_reduce):
     """How a search stands, and whether it collapses: plain numbers, one dict. genotype: what `derive` makes of α.
 
+    logits_*: α / τ, as the softmax gets it.
     entropy_*: mean of `edge_entropy`: ln 8 = 2.08 where nothing is decided, 0 where all is.
     skips, pools: how many of the 16 edges of the genotype's two cells are skip connections, and pools.
     """
     state = {}
-    for kind, alphas in (("normal", alphas_normal), ("reduce", alphas_reduce)):
-        state[f"entropy_{kind}"] = edge_entropy(alphas.detach().cpu().double()).mean().item()
+    for kind, logits in (("normal", logits_normal), ("reduce", logits_reduce)):
+        state[f"entropy_{kind}"] = edge_entropy(logits.detach().cpu().double()).mean().item()
     kept = [op for op, _ in genotype.normal + genotype.reduce]
     return state | {"skips": kept.count("skip_connect"), "pools": sum(op.endswith("pool_3x3") for op in kept)}
 
@@ -194,7 +195,7 @@ PUBLISHED = {
 # Names of networks that the scripts give themselves.
 TAKEN = re.compile(r"chexnet|first_order|second_order|random_-?\d+", re.IGNORECASE)
 
-# Files whose names say nothing: the network is called as their folder, and this.
+# Files whose names say nothing: their network is called as the folder, with this at the end.
 OF_FOLDER = {"genotype": "", "genotype_last": "_last", "log": "_log"}
 
 
@@ -225,7 +226,7 @@ def given_genotype(given):
 
 
 def _can_be_a_path(text):
-    """Whether the file system may be asked: it refuses long names and NUL; other control characters break our lines."""
+    """Whether `text` can be a path: no long names and no NUL; other control characters would break our messages."""
     parts = text.encode(errors="replace").split(b"/")
     return not re.search(r"[\0-\x1f\x7f]", text) and max(map(len, parts)) <= 255 and len(text) < 4096
 

@@ -45,7 +45,7 @@ def total(tensors):
 
 
 def edge_costs(C, stride):
-    """Multiply-adds of each operation on each edge, sep_conv_5x5 = 1, shape (edges, operations).
+    """Multiply-adds of each operation on each edge, in units of its sep_conv_5x5, shape (edges, operations).
 
     stride: of the edges from the cell's inputs. `none` is never derived, so it is no way to save: it costs the mean.
     """
@@ -181,7 +181,10 @@ class Network(nn.Module):
         return [alphas / self.temperature for alphas in self.arch_parameters()]
 
     def cost(self):
-        """Expected multiply-adds Σ softmax(α / τ) · cost over the edges of both cells; that of sep_conv_5x5 is 1."""
+        """Expected multiply-adds, Σ softmax(α / τ) · cost over the edges of one normal and one reduction cell.
+
+        In units of a sep_conv_5x5 on the same edge (`edge_costs`).
+        """
         edges = zip(self.edge_logits(), self.costs, strict=True)
         return total((logits.softmax(dim=-1) * costs).sum() for logits, costs in edges)
 
@@ -190,5 +193,5 @@ class Network(nn.Module):
         return [p for name, p in self.named_parameters() if not name.startswith("alphas_")]
 
     def genotype(self):
-        """The two cells derived from the present α (`genotypes.derive`), without τ: it would make all edges equal."""
+        """The cells that `derive` makes of the present α; not of α / τ: at a low τ all edges are near 1."""
         return derive(self.alphas_normal, self.alphas_reduce)

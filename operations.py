@@ -54,7 +54,7 @@ class DepthwisePointwise(nn.Module):
     def __init__(self, C, kernel_size, stride=1, dilation=1, E=1):
         super().__init__()
         self.C, self.stride, self.dilation = C, stride, dilation
-        # Both only hold weights. A grouped convolution draws them from the fan-in of one group: as E modules would.
+        # Both only hold weights. Grouped convolutions draw them by the fan-in of one group, as E modules would.
         self.depthwise = nn.Conv2d(E * C, E * C, kernel_size, groups=E * C, bias=False)
         self.pointwise = nn.Conv2d(E * C, E * C, 1, groups=E, bias=False)
 

@@ -48,12 +48,13 @@ W_WEIGHT_DECAY = 3e-4  # λ
 W_CLIP = 5.0  # largest norm of ∇w
 ALPHA_LR = {"phantom": 0.02, "chestxray14": 3e-4}  # Adam's learning rate
 ALPHA_BETA1 = 0.5  # Adam's first β; the second is 0.999
-ALPHA_WEIGHT_DECAY = {"phantom": 0.0, "chestxray14": 1e-3}  # of α; Adam would follow it more than ∇α in few steps
-# Not in the paper: w learns before α chooses, and the mix on an edge comes close to the one operation it ends as.
+ALPHA_WEIGHT_DECAY = {"phantom": 0.0, "chestxray14": 1e-3}  # of α; off on small sets, where it outweighs ∇α
+# Not in the paper: w learns before α chooses, the mix on an edge comes close to the one operation it ends as, cheap
+# operations are preferred, and the classifier's bias need not be learned.
 WARM_UP = {"phantom": 0.25, "chestxray14": 0.0}  # share of the epochs, at the start, in which w alone learns
 TEMPERATURE = {"phantom": 0.05, "chestxray14": 1.0}  # τ of softmax(α / τ) in the last two epochs; it falls from 1
-PRICE = {"phantom": 0.002, "chestxray14": 0.0}  # in α's loss, of one sep_conv_5x5; other operations by multiply-adds
-START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
+PRICE = {"phantom": 0.002, "chestxray14": 0.0}  # of a sep_conv_5x5, in α's loss; of others by multiply-adds
+START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's first bias: logits of train's frequencies
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
 

@@ -9,7 +9,8 @@ It is plain and slow: one module per edge and operation, one call per module. Fr
     the gradient of α            equations 6 to 8
 
 model_search.py and architect.py compute the same faster. The tests compare them with this file, and `benchmarks.speed`
-times them against it; what only they need is the last part. So nothing of the project is imported here.
+times them against it; what only these two need is the last part. Nothing of the project is imported, so that an error
+there cannot hide here.
 
 Words: w weights, α architecture parameters, ξ step of the virtual update, ε finite-difference step.
 C_pp, C_p, C: channels of cells k-2, k-1, k. Batches: films (B, 3, H, W), labels (B, classes).
@@ -287,12 +288,12 @@ def plain_twin(network):
 
 
 class OriginalArchitect:
-    """One α step in the manner of the authors' code: what `benchmarks.speed` times and the tests compare with.
+    """One α step in the manner of the original: what `benchmarks.speed` times and the tests compare with.
 
     Each second-order step builds a new network for w' and moves the live weights to w⁺ and w⁻ and back. Its passes
     write the running statistics of the network.
 
-    make_network: () -> a network like `network`; w_optimizer: the SGD of w, whose μ, λ and momentum are read;
+    make_network: () -> a network like `network`; w_optimizer: the SGD of w, whose μ, λ and momentum buffers are read;
     radius: ε ‖v‖; full_backward: every pass is a whole backward() with all weight gradients, while False asks
     autograd, in the passes on the train batch, for the needed gradients only.
     """

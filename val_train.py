@@ -42,16 +42,16 @@ LAYERS = {"phantom": 5, "chestxray14": 20}  # cells, at least 4
 EPOCHS = {"phantom": 26, "nih10k": 8, "chestxray14": 500}  # passes over train
 BATCH_SIZE = {"phantom": 32, "chestxray14": 32}  # films
 
-# The best for small sets, and what the original did (docs/evidence.md: how much better).
+# The better of two on small sets, and the original's (docs/evidence.md).
 RECIPE = {"phantom": "one_cycle", "chestxray14": "reference"}  # one_cycle: AdamW; reference: SGD along a cosine
-ONE_CYCLE_LR = 0.01  # AdamW's highest rate: each step it changes, up to this in 0.3 of all steps, then down to 0
+ONE_CYCLE_LR = 0.01  # AdamW's highest rate: reached after 0.3 of all steps, then falling to almost 0
 ONE_CYCLE_WEIGHT_DECAY = 0.05  # of AdamW
 LR = {"phantom": 0.3, "chestxray14": 0.025}  # SGD's rate in the first epoch; each epoch it falls, to 0
 MOMENTUM = 0.9  # of SGD
 WEIGHT_DECAY = 3e-4  # of SGD
 CLIP = 5.0  # largest norm of the gradient
 DROP_PATH = {"phantom": 0.0, "chestxray14": 0.2}  # probability, growing linearly over the epochs from 0 towards this
-START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's bias: logits of train frequencies
+START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's first bias: logits of train's frequencies
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
 

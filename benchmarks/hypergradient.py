@@ -29,7 +29,7 @@ from support.settings import guarded
 from textbook import smooth_twin
 
 RADII = [10.0**-k for k in range(1, 9)]
-W_LR = 0.1  # SGD's learning rate, also ξ; the phantom's
+W_LR = 0.1  # SGD's learning rate, also ξ; the phantom's when this was measured
 STEPS = 124  # search steps before the second comparison: two epochs
 PRECISIONS = ("float64", "float32", "bfloat16")
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -48,7 +49,7 @@ def script(name, out, *arguments):
     if STOPPED.is_set():
         raise SystemExit(1)
     options = [*map(str, ("--out", out, *arguments))]
-    print("python", name, *options, flush=True)
+    print(f"{shlex.join(['python', name, *options])}\n", end="", flush=True)  # in one piece: parts share the screen
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "output.txt", "a", encoding="utf-8") as said:
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # of two parts with two threads each, both would wait
