@@ -127,7 +127,7 @@ def report(setting, steps):
     """Time one setting and print its rows as they come."""
     C, layers, C_eval, layers_eval, pixels, films = SETTINGS[setting]
     print(f"\nC {C}, {layers} cells, {pixels} px, batch {films}:\n")
-    print("| | original's way | ours | ratio | peak memory |\n|---|---:|---:|---:|---:|")
+    print("| | original's way | here | ratio | peak memory |\n|---|---:|---:|---:|---:|")
 
     def row(name, plain, ours, memory=""):
         print(f"| {name} | {plain:.2f} s | {ours:.2f} s | {plain / ours:.2f}× | {memory} |", flush=True)
@@ -157,7 +157,7 @@ def report(setting, steps):
     (alone,) = alternate([product], steps)
     work, most = multiply_adds(step), multiply_adds(product) / alone
     rate = f"{work:.0f} G multiply-adds, {work / seconds['first']:.0f} G a second"
-    print(f"\nOurs: a first-order step makes {rate}; a matrix product makes {most:.0f} G a second.")
+    print(f"\nHere a first-order step makes {rate}; a matrix product makes {most:.0f} G a second.")
     ratios = [seconds[order] / seconds["first"] for order in ("second", "exact")]
     print("A second-order step takes {:.2f}× a first-order step, {:.2f}× with the exact product.".format(*ratios))
 
