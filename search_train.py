@@ -126,7 +126,7 @@ def main(settings):
 
         genotype = network.genotype()
         run.write("genotype_last.txt", format_genotype(genotype))
-        if run.is_best(auc):
+        if run.is_best(auc, counts=epoch > warm_up):  # before, the cell is that of α's random start
             run.write("genotype.txt", format_genotype(genotype))
         logits = dict(zip(("normal", "reduce"), network.edge_logits(), strict=True))
         state = diagnostics(genotype, *logits.values())

@@ -319,9 +319,9 @@ class Run:
         if ranks.rank() == 0:
             write(self.folder / name, line + "\n")
 
-    def is_best(self, auc):
-        """Whether this epoch's val AUC is the best so far."""
-        self.better = auc > self.progress["best_auc"]
+    def is_best(self, auc, counts=True):
+        """Whether this epoch's val AUC is the best so far. counts: False for an epoch that must not be the best."""
+        self.better = counts and auc > self.progress["best_auc"]
         if self.better:
             self.progress["best_auc"] = auc
         return self.better

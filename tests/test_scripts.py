@@ -15,7 +15,7 @@ import test as table_script
 import utils
 import val_train
 from dataset import Films, load_set, write_set
-from genotypes import PUBLISHED, diagnostics, edge_entropy, load_genotype, save_genotype
+from genotypes import PUBLISHED, diagnostics, edge_entropy, format_genotype, load_genotype, save_genotype
 from model_search import Network
 from support import settings
 from tests.conftest import small_table
@@ -337,6 +337,8 @@ def test_w_alone_learns_in_the_warm_up(small_set, tmp_path, monkeypatch):
         end_epoch(self, *shown, **stored)
 
     monkeypatch.setattr(search_train.Run, "end_epoch", noted)
+    aucs = iter([0.9, 0.8, 0.6, 0.5])
+    monkeypatch.setattr(search_train, "evaluate", lambda *_: (next(aucs), 1.0))
     run(search_train, small_set, tmp_path, "--epochs", 4, "--warm-up", 0.5)
     assert [tau for tau, _, _ in seen] == [1, 1, 1, 0.05]
     alphas, weights = ([row[k] for row in seen] for k in (1, 2))
@@ -348,6 +350,9 @@ def test_w_alone_learns_in_the_warm_up(small_set, tmp_path, monkeypatch):
     assert [row["alpha_loss"] is None for row in rows] == [True, True, False, False]
     assert [row["temperature"] for row in rows] == [1, 1, 1, 0.05]
     assert (folder / "log.txt").read_text().count(" – ") == 2
+    # The cell is of the best epoch after the warm-up: before, it is one of α's random start.
+    assert format_genotype(load_genotype(folder / "genotype.txt")) == rows[2]["genotype"]
+    assert "best val AUC 0.600" in (folder / "log.txt").read_text()
     # What is stored and drawn is what the softmax gets: α / τ.
     stored = torch.tensor([rows[3]["alphas"][kind] for kind in ("normal", "reduce")]).flatten()
     assert torch.allclose(stored, alphas[3] / 0.05)
@@ -456,17 +461,6 @@ def test_a_cell_of_an_unfinished_search_is_trained_with_a_word(copy, small_set, 
     (copy / "search_first_order" / "settings.json").write_text(json.dumps(record))
     run(val_train, small_set, copy)
     assert "the search has not finished" in capsys.readouterr().out
-
-
-def test_genotype_files_name_their_network(copy, small_set, one_line):
-    (copy / "mine").mkdir()
-    save_genotype(copy / "mine" / "genotype.txt", PUBLISHED["DARTS_V1"])
-    save_genotype(copy / "chexnet.txt", PUBLISHED["DARTS_V1"])
-    run(val_train, small_set, copy, "--genotype", copy / "mine" / "genotype.txt")
-    assert (copy / "weights" / "mine_net.pth").exists()
-    assert "called chexnet, which is taken" in one_line(
-        run, val_train, small_set, copy, "--genotype", copy / "chexnet.txt"
-    )
 
 
 def test_a_genotype_is_trained_as_it_stands_in_a_text_or_in_a_log(small_set, tmp_path, one_line, capsys):
