@@ -23,11 +23,12 @@ SHOWN = 20  # of one's own films, on the page; more would make it too large to o
 CHECKSUM = 12  # characters shown of it
 
 
-def write_page(out, data, table, remarks, activations, own, networks):
+def write_page(out, data, table, averaged, remarks, activations, own, networks):
     """Write out/results/index.html from the pictures that lie beside it and from
 
     data        the prepared set
     table       the frame of `scores.auc_table`
+    averaged    the findings in the average, from there, too
     remarks     lines of text to stand under it
     activations {network: (films, maps, texts)} as `visualize.draw_activation` takes them
     own         {name of one's own film: such a dict}, empty without any
@@ -50,7 +51,7 @@ def write_page(out, data, table, remarks, activations, own, networks):
         films=len(test),
         patients=data.table["Patient ID"].iloc[test].nunique(),
         summary=write_summary(table),
-        findings=write_findings(table, positives),
+        findings=write_findings(table, positives, len(averaged)),
         marks=BASELINE in table.index.unique("network"),
         remarks=remarks,
         charts={name: embed((out / "results" / f"{name}.png").read_bytes()) for name in ("auc", "roc")},
@@ -99,15 +100,18 @@ def write_summary(table):
     return write_table(rows, ["Average AUC", "Difference to CheXNet", "Parameters (M)", "Multiply-adds (G)"])
 
 
-def write_findings(table, positives):
-    """One row per finding, one column per network, and last the averages; positives {finding: films}. As HTML."""
+def write_findings(table, positives, averaged):
+    """One row per finding, one column per network, and last the averages over so many findings; as HTML.
+
+    positives {finding: films}.
+    """
     rows = {}
     for finding in [*FINDINGS, AVERAGE]:
         scores = table.xs(finding, level="finding")
         best = best_of_row(scores)
         limits = scores[["auc", "low", "high"]].itertuples(name=None)
         cells = [with_interval(*numbers, name == best) for name, *numbers in limits]
-        label = f"Average of {scores['averaged'].max():.0f}" if finding == AVERAGE else finding.replace("_", " ")
+        label = f"Average of {averaged}" if finding == AVERAGE else finding.replace("_", " ")
         rows[label] = [positives.get(finding, ""), *cells]
     return write_table(rows, ["Films", *table.index.unique("network")])
 

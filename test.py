@@ -10,10 +10,10 @@ Writes  results/index.html, the page with all of it: auc.md, auc.csv, prediction
 """
 
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import model_eval
 import utils
@@ -106,14 +106,6 @@ def common_crop(networks, data):
     return next(iter(crops.values()), data.images.shape[1] // 32 * 32)
 
 
-def multiply_adds(network, crop):
-    """Multiply-adds for one film, in convolutions and linear layers."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
-        network.eval()(torch.zeros(1, 3, crop, crop))
-    return counter.get_total_flops() / 2
-
-
 def read_others(items, taken, films):
     """{name: probabilities (N, findings)} of the items NAME=FILE; taken: names in use. Raises InputError."""
     others = {}
@@ -147,7 +139,7 @@ def draw(folder, table, films, probabilities, networks):
     found = ["|".join(f for f, label in zip(FINDINGS, labels[i], strict=True) if label) for i in index.tolist()]
     visualize.draw_films(folder / "films.png", grey, found)
     drawn = {}
-    for name in dict.fromkeys([*list(networks)[:1], *list(networks)[-1:]]):  # CheXNet is the last, where it is there
+    for name in dict.fromkeys([*list(networks)[:1], *networks.keys() & {BASELINE}]):
         maps = visualize.class_activation(networks[name][0], batch)[torch.arange(len(present)), present]
         scores = probabilities[name][index.numpy(), present]
         texts = [f"{FINDINGS[k]}\n{score:.2f}" for k, score in zip(present, scores, strict=True)]
@@ -169,7 +161,8 @@ def main(settings):
         own = open_own_films(settings.films, data, films.crop, device, settings.films_anyway)
     probabilities, costs = {}, {}
     for name, (network, _) in networks.items():
-        costs[name] = sum(p.numel() for p in network.parameters()) / 1e6, multiply_adds(network, films.crop) / 1e9
+        multiply_adds = utils.count_multiply_adds(partial(network.eval(), torch.zeros(1, 3, films.crop, films.crop)))
+        costs[name] = sum(p.numel() for p in network.parameters()) / 1e6, multiply_adds / 1e9
         probabilities[name], _ = utils.predict(network.to(device), films, settings.batch_size)
 
     labels = films.labels.cpu().numpy()
@@ -192,7 +185,7 @@ def main(settings):
     print(text)
     activations = draw(results, table, films, probabilities | others, networks)
     sheets = score_own_films(results, own, networks, settings.batch_size) if own else {}
-    write_page(settings.out, data, table, remarks, activations, sheets, networks)
+    write_page(settings.out, data, table, averaged, remarks, activations, sheets, networks)
     if own:
         print(f"films in {settings.films}: {len(own)}, scored by networks of {data.name} ({data.notice}); no diagnosis")
     print(f"{results / 'index.html'} shows all of it; auc.md, auc.csv, predictions and pictures lie beside it")

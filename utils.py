@@ -1,4 +1,4 @@
-"""What the scripts share: devices and seeds, the loss, one step of descent, prediction."""
+"""What the scripts share: devices and seeds, the loss, one step of descent, prediction, counting multiply-adds."""
 
 import math
 import os
@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.flop_counter import FlopCounterMode
 
 from support import ranks
 from support.files import InputError
@@ -111,3 +112,10 @@ def predict(network, films, batch_size, pause=lambda: None):
         bad = ", ".join(films.names[~logits.isfinite().all(1).cpu().numpy()][:3])
         raise SystemExit(f"error: the loss on {films.split} is {loss} ({bad}): lower the learning rate, with --fresh")
     return logits.cpu().double().sigmoid().numpy(), loss
+
+
+def count_multiply_adds(function):
+    """Multiply-adds of what a function does: its convolutions and matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 2

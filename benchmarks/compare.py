@@ -85,12 +85,12 @@ def step_ratio(genotype, settings):
 
 def epochs_in_equal_time(out, genotype, settings):
     """Epochs of this cell in the time of the reference's settings.epochs. Measured once: a run goes on with as many."""
-    measured = out / "epochs.txt"
+    measured = out / "step_ratio.txt"
     if not measured.exists():
         out.mkdir(parents=True, exist_ok=True)
         ratio = 1 if genotype == PUBLISHED[REFERENCE] else step_ratio(genotype, settings)
-        write(measured, f"{max(1, round(settings.epochs / ratio))}\n")
-    return int(measured.read_text(encoding="utf-8"))
+        write(measured, f"{ratio}\n")
+    return max(1, round(settings.epochs / float(measured.read_text(encoding="utf-8"))))
 
 
 def run_part(options, row, seed):

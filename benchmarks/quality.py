@@ -3,8 +3,8 @@
     python -m benchmarks.quality DARTS_V2 search_first_order/genotype.txt chexnet --jobs 2
 
 trains each network for 1, 2, 4, 8 and 16 minutes, from scratch each time: as many whole epochs as fit, at least one,
-with the learning rate's schedule over just these. A network is `chexnet`, or a cell in any form that val_train.py's
---genotype takes. One thread each, so that minutes are minutes of a core.
+with the learning rate's schedule over just these. A network is `chexnet` or a cell: the name of a published one, a
+file, or a text, as for val_train.py's --genotype. One thread each, so that minutes are minutes of a core.
 
 Every training is a row of <out>/quality.csv; the table and figure made from it are quality.md and quality.png. Stop
 this and start it again as you like: what is finished is not run again. --rows FILE makes both from a file alone.

@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import model_eval
 import model_search
@@ -104,13 +103,6 @@ def alternate(functions, steps):
     return [median(values[1:]) for values in times]
 
 
-def multiply_adds(function):
-    """Multiply-adds, G, of what a function does: its convolutions and matrix products, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops() / 2e9
-
-
 def matrix_product(size=2048):
     """A function that multiplies two square matrices, float32: about the most that a processor can do."""
     a = torch.randn(size, size)
@@ -155,7 +147,8 @@ def report(setting, steps):
     step = search_step("ours", "first", setting)
     product = matrix_product()
     (alone,) = alternate([product], steps)
-    work, most = multiply_adds(step), multiply_adds(product) / alone
+    work = utils.count_multiply_adds(step) / 1e9
+    most = utils.count_multiply_adds(product) / 1e9 / alone
     rate = f"{work:.0f} G multiply-adds, {work / seconds['first']:.0f} G a second"
     print(f"\nHere a first-order step makes {rate}; a matrix product makes {most:.0f} G a second.")
     ratios = [seconds[order] / seconds["first"] for order in ("second", "exact")]

@@ -53,3 +53,11 @@ def test_classifier_starts_at_the_findings_frequencies():
     classifier = torch.nn.Linear(5, 2)
     utils.start_at_prevalence(classifier, torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
     assert torch.allclose(classifier.bias.sigmoid(), torch.tensor([0.25, 0.001]))
+
+
+def test_multiply_adds_are_counted_forward_and_backward():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(5 * 64, 7))
+    film = torch.zeros(1, 3, 8, 8)
+    assert utils.count_multiply_adds(lambda: network(film)) == 64 * 5 * 3 * 9 + 5 * 64 * 7
+    network[0].requires_grad_(False)  # the linear layer's weights alone have a gradient
+    assert utils.count_multiply_adds(lambda: network(film).sum().backward()) == 64 * 5 * 3 * 9 + 2 * 5 * 64 * 7
