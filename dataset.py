@@ -119,10 +119,7 @@ def count_findings(table):
 
 def format_counts(counts):
     """The table of `count_findings` for people: one row per finding, one column per split."""
-    names = list(counts[SPLITS[0]])
-    lines = [f"{'':20}" + "".join(f"{split:>8}" for split in SPLITS)]
-    lines += [f"{name:20}" + "".join(f"{counts[split][name]:8}" for split in SPLITS) for name in names]
-    return "\n".join(lines)
+    return pd.DataFrame(counts).to_string()
 
 
 def set_checksum(folder):

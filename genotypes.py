@@ -204,7 +204,7 @@ def given_genotype(given):
 
     given: the path or the text. Raises InputError.
     """
-    if _can_be_a_path(given) and os.path.exists(given):
+    if os.path.exists(given):
         found, name, remedy = open_genotype(given), _name_of_file(Path(given)), "rename the file"
     elif "Genotype(" in given:
         found = find_genotype(given, "--genotype")
@@ -225,12 +225,6 @@ def given_genotype(given):
     return name, found
 
 
-def _can_be_a_path(text):
-    """Whether `text` can be a path: no long names and no NUL; other control characters would break our messages."""
-    parts = text.encode(errors="replace").split(b"/")
-    return not re.search(r"[\0-\x1f\x7f]", text) and max(map(len, parts)) <= 255 and len(text) < 4096
-
-
 def _name_of_file(path):
     """What the network of a genotype file is called; "" where its folder has to name it and has no name (`/`)."""
     stem = Path(path.name.removesuffix(".gz")).stem
@@ -242,15 +236,7 @@ def _name_of_file(path):
 
 def open_genotype(path):
     """What `find_genotype` finds in a file. Raises InputError with one line that names the file and the problem."""
-    try:
-        size = os.stat(path).st_size
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: not a file")
-    if size > MAX_FILE:
-        raise InputError(f"{path}: {size} bytes, too many for a genotype or a log (at most {MAX_FILE})")
-    return find_genotype(read_text(path), path)
+    return find_genotype(read_text(path, MAX_FILE), path)
 
 
 class Found(NamedTuple):

@@ -189,12 +189,11 @@ def virtual_step(w, grad, momentum_buffers, xi, momentum, weight_decay):
 
     The paper leaves out momentum (μ, buffer) and weight decay (λ).
 
-    w, grad: lists of tensors; momentum_buffers: a list beside them, where None (for all or for one)
-    is zero, as before the first step. Differentiable in all of them.
+    w, grad: lists of tensors; momentum_buffers: a list beside them, where None is zero, as before the first step.
+    Differentiable in all of them.
     """
-    buffers = momentum_buffers or [None] * len(w)
     stepped = []
-    for p, g, buffer in zip(w, grad, buffers, strict=True):
+    for p, g, buffer in zip(w, grad, momentum_buffers, strict=True):
         direction = g + weight_decay * p
         stepped.append(p - xi * (direction if buffer is None else momentum * buffer + direction))
     return stepped
@@ -291,16 +290,14 @@ class OriginalArchitect:
     """One α step in the manner of the original: what `benchmarks.speed` times and the tests compare with.
 
     Each second-order step builds a new network for w' and moves the live weights to w⁺ and w⁻ and back. Its passes
-    write the running statistics of the network.
+    write the running statistics of the network, and each is a whole backward() with all weight gradients.
 
-    make_network: () -> a network like `network`; w_optimizer: the SGD of w, whose μ, λ and momentum buffers are read;
-    radius: ε ‖v‖; full_backward: every pass is a whole backward() with all weight gradients, while False asks
-    autograd, in the passes on the train batch, for the needed gradients only.
+    make_network: () -> a network like `network`; w_optimizer: the SGD of w, whose μ, λ and momentum buffers are read.
     """
 
-    def __init__(self, network, make_network, criterion, w_optimizer, radius=0.01, full_backward=True):
+    def __init__(self, network, make_network, criterion, w_optimizer):
         self.network, self.make_network, self.criterion = network, make_network, criterion
-        self.w_optimizer, self.radius, self.full_backward = w_optimizer, radius, full_backward
+        self.w_optimizer = w_optimizer
         self.optimizer = torch.optim.Adam(network.arch_parameters(), lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
 
     def step(self, trn_films, trn_labels, val_films, val_labels, xi, second_order):
@@ -324,7 +321,7 @@ class OriginalArchitect:
         v = [p.grad for p in unrolled.weight_parameters()]
         first_term = [alpha.grad for alpha in unrolled.arch_parameters()]
         alphas = self.network.arch_parameters()
-        return gradient_by_differences(first_term, lambda: self.train_gradients(trn, alphas), w, v, xi, self.radius)
+        return gradient_by_differences(first_term, lambda: self.train_gradients(trn, alphas), w, v, xi)
 
     def unrolled_network(self, trn, xi):
         """A new network with the weights w' and a copy of α and of the running statistics."""
@@ -343,8 +340,6 @@ class OriginalArchitect:
     def train_gradients(self, trn, parameters):
         """Gradients of L_train(w, α) for w as it stands now."""
         loss = self.criterion(self.network(trn[0]), trn[1])
-        if not self.full_backward:
-            return torch.autograd.grad(loss, parameters)
         self.network.zero_grad()
         loss.backward()
         return [p.grad for p in parameters]

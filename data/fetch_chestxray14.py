@@ -36,7 +36,7 @@ BY_HAND = "https://nihcc.app.box.com/v/ChestXray-NIHCC"  # the official archives
 ARCHIVES = range(1, 13)  # their numbers
 
 THREADS = 24  # of a download: each film costs a request, and they share its latency
-MAX_MEMBER = 1 << 24  # bytes of a film in an archive; a film of 1024 x 1024 px has at most about 4 MB
+MAX_MEMBER = 1 << 27  # bytes of a film in an archive; more is no film but a fault of the archive
 TRIES = 6  # times that a failed request or a dropped connection is tried again
 WAIT = 1.0  # s before such a try, twice as long before each further one
 TIMEOUT = 60  # s without an answer

@@ -85,21 +85,21 @@ def load_state(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def read_text(path):
+def read_text(path, limit=MAX_TEXT):
     """The text of a file as people have it: UTF-8 or UTF-16, with or without byte order mark, gzipped or not.
 
-    Line ends become "\\n". Raises InputError, naming the file.
+    Line ends become "\\n". Raises InputError, naming the file, also for more than `limit` bytes.
     """
     try:
         with open(path, "rb") as file:
-            raw = _read(file)
+            raw = _read(file, limit)
         if raw[:2] == b"\x1f\x8b":
-            raw = _read(gzip.GzipFile(fileobj=io.BytesIO(raw)))
+            raw = _read(gzip.GzipFile(fileobj=io.BytesIO(raw)), limit)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "a damaged gzip file"
         raise InputError(f"{path}: cannot be read ({reason})") from None
-    if len(raw) > MAX_TEXT:
-        raise InputError(f"{path}: more than {MAX_TEXT / 1e6:.0f} MB of text")
+    if len(raw) > limit:
+        raise InputError(f"{path}: more than {limit / 1e6:.0f} MB of text")
     if raw[:2] == b"PK":
         raise InputError(f"{path}: a zip or Excel file, not text: save it as CSV")
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -114,10 +114,10 @@ def read_text(path):
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _read(file):
-    """The bytes of a file or pipe, of an endless one a few more than MAX_TEXT."""
+def _read(file, limit):
+    """The bytes of a file or pipe, of an endless one a few more than `limit`; read(limit) would reserve that much."""
     blocks, size = [], 0
-    while size <= MAX_TEXT and (block := file.read(1 << 20)):
+    while size <= limit and (block := file.read(1 << 20)):
         blocks.append(block)
         size += len(block)
     return b"".join(blocks)

@@ -83,15 +83,6 @@ def test_what_denotes_a_cell_without_doubt_is_read(style):
     assert parse_genotype(WRITTEN[style]) == CELL
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_files_of_other_programs_are_read(encoding, tmp_path):
-    path = tmp_path / "cell.txt"
-    path.write_bytes(("a note\r\n" + GOOD.replace(", (", ",\r\n(")).encode(encoding))
-    assert load_genotype(path) == CELL
-    path.write_bytes(gzip.compress(GOOD.encode()))
-    assert load_genotype(path) == CELL
-
-
 def test_of_several_genotypes_the_last_counts_and_a_line_says_so(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("".join(f"epoch {k} {GOOD}\n" for k in range(24)) + f"genotype = {OTHER}\nParam size = 3.3MB\n")
@@ -191,11 +182,11 @@ def test_bad_genotype_files_are_named(text, problem, tmp_path):
 
 
 def test_what_is_no_file_of_a_sane_size_is_not_read(tmp_path):
-    with pytest.raises(InputError, match="not a file"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_genotype(tmp_path)
     with open(tmp_path / "film.txt", "wb") as file:
         file.truncate(10_000_001)
-    with pytest.raises(InputError, match=r"film\.txt: 10000001 bytes, too many"):
+    with pytest.raises(InputError, match=r"film\.txt: more than 10 MB"):
         load_genotype(tmp_path / "film.txt")
 
 
@@ -361,11 +352,6 @@ def test_what_is_neither_file_nor_genotype_is_one_line(text):
     with pytest.raises(InputError, match=r"no such file, no .* and not one of random, DARTS_V1") as error:
         given_genotype(text)
     assert "\n" not in str(error.value) and len(str(error.value)) < 250
-
-
-def test_a_genotype_is_not_passed_to_the_file_system(monkeypatch):
-    monkeypatch.setattr("os.path.exists", lambda _: pytest.fail("asked"))
-    assert given_genotype(GOOD)[1].genotype == CELL
 
 
 def test_a_missing_file_is_named(tmp_path):

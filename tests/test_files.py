@@ -4,17 +4,12 @@ import errno
 import fcntl
 import gzip
 import os
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from support.files import InputError, lock, read_table, read_text, replacing, write
-from tests.test_scripts import ROOT
-
-HOLD = "import sys; from support.files import lock; held = lock(sys.argv[1]); print(flush=True); sys.stdin.read()"
 
 
 def test_an_interrupted_file_leaves_the_old_one(tmp_path):
@@ -26,16 +21,6 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path):
     write(tmp_path / "a.txt", b"new", before=tmp_path / "before.txt")
     assert (tmp_path / "a.txt").read_bytes() == b"new" and (tmp_path / "before.txt").exists()
     assert not list(tmp_path.glob("*.part"))
-
-
-def test_a_lock_is_refused_to_a_second_process_and_free_when_the_first_is_dead(tmp_path):
-    command = [sys.executable, "-c", HOLD, tmp_path / "lock"]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(InputError, match="another process works there: wait for it, or start elsewhere"):
-            lock(tmp_path / "lock")
-        other.kill()
-    lock(tmp_path / "lock").release(force=True)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

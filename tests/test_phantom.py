@@ -1,7 +1,5 @@
 """The phantom: same seed same bytes, patients in one split only, enough films per finding, signs in place."""
 
-import errno
-import fcntl
 import json
 import sys
 import threading
@@ -110,19 +108,6 @@ def test_a_place_that_cannot_be_used_is_named(tmp_path, monkeypatch, one_line):
     for place in (tmp_path / "file", tmp_path / "file" / "phantom"):
         monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(place)])
         assert f"{tmp_path}/file" in one_line(phantom.main)
-
-
-def test_without_locks_it_is_drawn_all_the_same_and_no_bar_is_in_a_log(tmp_path, monkeypatch, capsys):
-    def no_locks(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(phantom.prepare, "__defaults__", (phantom.FOLDER, phantom.SEED, FEW, phantom.SIZE))
-    monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(tmp_path / "phantom")])
-    phantom.main()
-    said = capsys.readouterr()
-    assert said.out.count("warning: ") == 1 and said.err == ""
-    assert set_checksum(tmp_path / "phantom") == CHECKSUM_OF_FEW
 
 
 def test_a_film_does_not_depend_on_the_films_before_it():

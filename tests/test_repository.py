@@ -1,7 +1,6 @@
 """What holds for every file: importing does no work, imports run downwards, nothing read is executed."""
 
 import ast
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -53,12 +52,3 @@ def test_nothing_is_executed_or_unpickled_from_files():
                 assert name not in ("eval", "exec", "pickle.load", "pickle.loads"), path
                 if name == "torch.load":
                     assert "weights_only=True" in ast.unparse(node), path
-
-
-def test_scripts_are_imported_by_no_module():
-    for name in MODULES:
-        source = importlib.import_module(name).__file__
-        tree = ast.parse(Path(source).read_text(encoding="utf-8"))
-        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        assert not imported & {"search_train", "val_train", "test"}, name

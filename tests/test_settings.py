@@ -163,18 +163,6 @@ def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch
     assert re.search(r"^epoch 1, 1 thread: 2 of 3, loss=0\.\d{4}, \d\d:\d\d left$", error, re.MULTILINE), error
 
 
-@pytest.mark.long
-def test_on_windows_every_script_imports_and_helps():
-    """Without the modules that it lacks."""
-    lines = ["import sys", "sys.modules |= dict.fromkeys(['fcntl', 'resource', 'pwd', 'grp', 'termios'])"]
-    lines += ["from contextlib import suppress", "from support.settings import start"]
-    for name in ("search_train", "val_train", "chexnet", "test"):
-        lines += [f"import {name}", "with suppress(SystemExit):", f"    start(print, {name}.__file__, ['--help'])"]
-    command = [sys.executable, "-W", "ignore", "-c", "\n".join(lines)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout.count("--device") == 2 * 4, result.stderr
-
-
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [

@@ -139,16 +139,6 @@ def test_coarse_maps_say_so():
 # --- Numbers in the curves
 
 
-def test_entropy_of_equal_and_of_decided_weights():
-    alphas = np.zeros((2, len(PRIMITIVES)))
-    alphas[1, 3] = 1e4  # one operation has all the weight
-    weights, entropy = visualize.edge_weights(alphas)
-    np.testing.assert_allclose(weights.sum(axis=1), 1)
-    np.testing.assert_allclose(entropy, [np.log(8), 0], atol=1e-12)
-    _, halves = visualize.edge_weights([[0.0, 0, *[-1e4] * 6]])
-    np.testing.assert_allclose(halves, [np.log(2)])
-
-
 # --- Every picture
 
 
