@@ -66,8 +66,9 @@ def format_table(trained):
         for length in lengths:
             some = runs[runs["asked"] == length]
             spread = f" ± {some['val_auc'].std():.3f}" if len(some) > 1 else ""
-            epochs = f"{some['epochs'].mean():.0f} epochs, {some['minutes'].mean():.1f} min"
-            cells.append(f"{some['val_auc'].mean():.3f}{spread} ({epochs})" if len(some) else "–")
+            epochs = some["epochs"].mean()
+            had = f"{epochs:.0f} {'epoch' if epochs == 1 else 'epochs'}, {some['minutes'].mean():.1f} min"
+            cells.append(f"{some['val_auc'].mean():.3f}{spread} ({had})" if len(some) else "–")
         lines.append(f"| {name} | {runs['parameters_millions'].iloc[0]:.2f} | " + " | ".join(cells) + " |")
     seeds = ", ".join(map(str, sorted(trained["seed"].unique())))
     lines += ["", f"Val AUC, mean over seeds {seeds}; in brackets what the training had and took, on one thread."]

@@ -33,13 +33,15 @@ def run_part(options, command, dataset, seed):
 def format_table(trained):
     """The val AUC of each training and their mean, in Markdown, a line per command."""
     places = list(trained.groupby(["dataset", "seed"], sort=False).groups)
-    lines = ["| command | epochs | " + " | ".join(f"{dataset}, {seed}" for dataset, seed in places) + " | mean |"]
-    lines.append("|---" + "|---:" * (len(places) + 2) + "|")
+    lines = ["| command | epochs | minutes | " + " | ".join(f"{dataset}, {seed}" for dataset, seed in places) + " | mean |"]
+    lines.append("|---" + "|---:" * (len(places) + 3) + "|")
     for command, runs in trained.groupby("command", sort=False):
         auc = runs.set_index(["dataset", "seed"])["val_auc"]
         cells = [f"{auc[place]:.3f}" if place in auc.index else "–" for place in places]
-        lines.append(f"| `{command}` | {runs['epochs'].max()} | " + " | ".join(cells) + f" | {auc.mean():.3f} |")
-    return "\n".join([*lines, "", "Val AUC of the best epoch, by set and seed of the training."]) + "\n"
+        took = f"{runs['epochs'].max()} | {runs['minutes'].mean():.1f}"
+        lines.append(f"| `{command}` | {took} | " + " | ".join(cells) + f" | {auc.mean():.3f} |")
+    note = "Val AUC of the best epoch, by set and seed of the training; mean minutes of a training, on one thread."
+    return "\n".join([*lines, "", note]) + "\n"
 
 
 def report(trained, out):

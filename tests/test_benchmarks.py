@@ -155,7 +155,8 @@ def test_recipes_trains_every_command_on_every_set_with_every_seed(here, tmp_pat
     assert saved["settings"]["recipe"] == "reference"
     text = (tmp_path / "recipes.md").read_text()
     first, second = trained.loc[small, "val_auc"]
-    assert f"| `{small}` | 1 | {first:.3f} | {second:.3f} | {(first + second) / 2:.3f} |" in text
+    minutes = trained.loc[small, "minutes"].mean()
+    assert f"| `{small}` | 1 | {minutes:.1f} | {first:.3f} | {second:.3f} | {(first + second) / 2:.3f} |" in text
     recipes.main(["--rows", str(tmp_path / "recipes.csv")])
     assert (tmp_path / "recipes.md").read_text() == text
     with pytest.raises(InputError, match="must begin with val_train"):
