@@ -33,8 +33,9 @@ def run_part(options, command, dataset, seed):
 def format_table(trained):
     """The val AUC of each training and their mean, in Markdown, a line per command."""
     places = list(trained.groupby(["dataset", "seed"], sort=False).groups)
-    lines = ["| command | epochs | minutes | " + " | ".join(f"{dataset}, {seed}" for dataset, seed in places) + " | mean |"]
-    lines.append("|---" + "|---:" * (len(places) + 3) + "|")
+    columns = ["command", "epochs", "minutes", *(f"{dataset}, {seed}" for dataset, seed in places), "mean"]
+    lines = ["| " + " | ".join(columns) + " |"]
+    lines.append("|---" + "|---:" * (len(columns) - 1) + "|")
     for command, runs in trained.groupby("command", sort=False):
         auc = runs.set_index(["dataset", "seed"])["val_auc"]
         cells = [f"{auc[place]:.3f}" if place in auc.index else "–" for place in places]
