@@ -152,23 +152,25 @@ def format_draws(trained):
     """Searched cells against random ones that had the same chances in another respect, in Markdown."""
     rows = by_row(trained)
     drawn = rows.pop("random", trained[:0])
-    of_any_size = pd.concat([drawn, rows.pop("random_small", trained[:0])])
+    small = rows.pop("random_small", trained[:0])
+    of_any_size = pd.concat([drawn, small])
     searched = {row: runs for row, runs in rows.items() if row in SEARCHED and len(drawn)}
     if not searched:
         return ""
-    lines = ["| | random cells of its size | AUC − these | k draws in its minutes | AUC − best of k |"]
-    lines.append("|---" + "|---:" * 4 + "|")
+    columns = ["random cells of its size", "AUC − these", "AUC − random_small", "k draws in its minutes"]
+    lines = ["| | " + " | ".join([*columns, "AUC − best of k"]) + " |", "|---" + "|---:" * 5 + "|"]
     for row, runs in searched.items():
         size = runs[COSTS[0]].mean()
         alike = of_any_size["test_auc"][(of_any_size[COSTS[0]] / size - 1).abs() <= SIZE_BAND]
-        apart = difference(runs["test_auc"], alike) if len(alike) else "–"
+        gaps = [difference(runs["test_auc"], some) if len(some) else "–" for some in (alike, small["test_auc"])]
         minutes = (runs["search_minutes"] + runs["minutes"]).mean()
         k = max(1, min(len(drawn), round(minutes / drawn["minutes"].mean())))
         ahead = runs["test_auc"].mean() - best_of(drawn, k)
-        lines.append(f"| {row} | {len(alike)} | {apart} | {k} | {ahead:+.3f} |")
+        lines.append(f"| {row} | {len(alike)} | {' | '.join(gaps)} | {k} | {ahead:+.3f} |")
     notes = (
-        f"Of its size: parameters within {SIZE_BAND:.0%} of the row's mean. Best of k: the random cell with the best "
-        "val AUC of as many as can be trained in the minutes of a search and a training; its mean over all such draws."
+        f"Of its size: parameters within {SIZE_BAND:.0%} of the row's mean. random_small: each the smallest of {DRAWS} "
+        "random cells. Best of k: the random cell with the best val AUC of as many as can be trained in the minutes of "
+        "a search and a training; its mean over all such draws."
     )
     return "\n".join(["", *lines, "", notes]) + "\n"
 
