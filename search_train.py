@@ -4,8 +4,8 @@
     python search_train.py --second-order    second order
 
 Reads   data/<set>/
-Writes  search_first_order/ or search_second_order/: genotype.txt (the epoch with the best val AUC),
-        genotype_last.txt (the last epoch), log.txt, metrics.jsonl, settings.json, checkpoint.pt, pictures
+Writes  search_first_order/ or search_second_order/: genotype.txt (the epoch with the best val AUC after the
+        warm-up), genotype_last.txt (the last epoch), log.txt, metrics.jsonl, settings.json, checkpoint.pt, pictures
 """
 
 from functools import partial
