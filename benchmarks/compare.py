@@ -164,7 +164,8 @@ def format_draws(trained):
         alike = of_any_size["test_auc"][(of_any_size[COSTS[0]] / size - 1).abs() <= SIZE_BAND]
         gaps = [difference(runs["test_auc"], some) if len(some) else "–" for some in (alike, small["test_auc"])]
         minutes = (runs["search_minutes"] + runs["minutes"]).mean()
-        k = max(1, min(len(drawn), round(minutes / drawn["minutes"].mean())))
+        each = max(0.01, drawn["minutes"].mean())  # minutes are rounded: the shortest training has 0.00
+        k = max(1, min(len(drawn), round(minutes / each)))
         ahead = runs["test_auc"].mean() - best_of(drawn, k)
         lines.append(f"| {row} | {len(alike)} | {' | '.join(gaps)} | {k} | {ahead:+.3f} |")
     notes = (

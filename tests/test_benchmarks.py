@@ -259,6 +259,7 @@ def test_searched_cells_are_set_against_random_ones_of_their_size_and_against_k_
     apart = compare.difference(pd.Series([0.8, 0.95]), pd.Series([0.5, 0.6, 0.7, 0.4]))
     apart += " | " + compare.difference(pd.Series([0.8, 0.95]), small["test_auc"])
     assert f"| first_order | 4 | {apart} | 3 | {ahead} |" in compare.format_draws(pd.concat([trained, small]))
+    assert " | 4 | " in compare.format_draws(trained.assign(minutes=0.0))  # all of them
     assert compare.format_draws(pd.DataFrame(found)) == ""
 
 
