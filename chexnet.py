@@ -37,7 +37,7 @@ CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from hal
 EPOCHS = {"phantom": 6, "nih10k": 4, "chestxray14": 100}  # passes over train, at most
 BATCH_SIZE = {"phantom": 16, "chestxray14": 32}  # films
 
-# The best for small sets, and what the original did (docs/evidence.md: how much better).
+# The better of two on small sets, and the original's (docs/evidence.md).
 RECIPE = {"phantom": "one_cycle", "chestxray14": "reference"}  # one_cycle: AdamW; reference: Adam, rate by plateaus
 ONE_CYCLE_LR = 2e-3  # AdamW's highest rate: reached after 0.3 of all steps, then falling to almost 0
 ONE_CYCLE_WEIGHT_DECAY = 0.05  # of AdamW

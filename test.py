@@ -161,7 +161,9 @@ def main(settings):
         own = open_own_films(settings.films, data, films.crop, device, settings.films_anyway)
     probabilities, costs = {}, {}
     for name, (network, _) in networks.items():
-        multiply_adds = utils.count_multiply_adds(partial(network.eval(), torch.zeros(1, 3, films.crop, films.crop)))
+        with torch.inference_mode():
+            film = torch.zeros(1, 3, films.crop, films.crop)
+            multiply_adds = utils.count_multiply_adds(partial(network.eval(), film))
         costs[name] = sum(p.numel() for p in network.parameters()) / 1e6, multiply_adds / 1e9
         probabilities[name], _ = utils.predict(network.to(device), films, settings.batch_size)
 

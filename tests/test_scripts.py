@@ -21,7 +21,6 @@ from support import settings
 from tests.conftest import small_table
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 SMALL = ["--dataset", "small", "--crop", "32", "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
 NETWORK = ["--c", "4", "--layers", "4"]
 

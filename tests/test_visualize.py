@@ -136,9 +136,6 @@ def test_coarse_maps_say_so():
     assert "2 × 2" in visualize.map_note([None, np.zeros((2, 2))])
 
 
-# --- Numbers in the curves
-
-
 # --- Every picture
 
 
