@@ -38,7 +38,7 @@ DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
 C = {"phantom": 8, "chestxray14": 16}  # channels of the first cell
 LAYERS = {"phantom": 5, "chestxray14": 12}  # cells, at least 4
-EPOCHS = {"phantom": 8, "nih10k": 4, "chestxray14": 50}  # passes over train
+EPOCHS = {"phantom": 8, "nih10k": 6, "chestxray14": 50}  # passes over train
 BATCH_SIZE = {"phantom": 32, "chestxray14": 16}  # films
 
 W_LR = {"phantom": 0.4, "chestxray14": 0.025}  # SGD's learning rate, in the first epoch
