@@ -4,10 +4,10 @@
 
 makes 10 first-order searches and a training of each cell found, trainings of 30 random cells, and 3 of CheXNet, with
 the seeds from 1 on, which also draw the random cells; then it scores them on the test split. Further rows are
-second_order, second_order_exact, random_small (random cells about as small as searched ones), and published cells by
-name. Cells share one recipe, the default of val_train.py, and one time of training, that of DARTS_V2's cell in the
-default number of epochs: a cell whose steps take longer has fewer epochs. How much longer is measured by steps of both
-networks in turn.
+second_order, second_order_exact, random_small (random cells about as small as searched ones), published cells by name,
+and chexnet_equal_time. Cells share one recipe, the default of val_train.py, and one time of training, that of
+DARTS_V2's cell in the default number of epochs: a cell whose steps take longer has fewer epochs. How much longer is
+measured by steps of both networks in turn. chexnet_equal_time has this time, too; chexnet has chexnet.py's epochs.
 
 Each part has a folder <out>/<row>_<seed>/ and is a process of one thread. Stop this and start it again as you like:
 what is finished is not run again. Every training is a row of <out>/compare.csv. A table and a figure are made from it,
@@ -31,6 +31,7 @@ from scipy.stats import percentileofscore, ttest_ind
 import visualize
 from benchmarks.parts import ROOT, facts, make_parser, save_rows, script, side_by_side
 from benchmarks.speed import alternate, batch, network_step
+from chexnet import CheXNet
 from dataset import FINDINGS
 from genotypes import PUBLISHED, load_genotype, random_genotype
 from model_eval import Network
@@ -43,7 +44,7 @@ SEARCHED = {
     "second_order": ["--second-order"],
     "second_order_exact": ["--second-order", "--exact-product"],
 }
-ROWS = (*SEARCHED, "random", "random_small", *PUBLISHED, "chexnet")
+ROWS = (*SEARCHED, "random", "random_small", *PUBLISHED, "chexnet_equal_time", "chexnet")
 REFERENCE = "DARTS_V2"  # trains for the default number of epochs, other cells as long as it does
 STEPS = 31  # of each of two networks, to measure which takes longer
 MEASURING = threading.Lock()  # parts share this process
@@ -73,23 +74,26 @@ def small_genotype(seed, settings):
     return min(map(random_genotype, range(1000 * seed, 1000 * seed + DRAWS)), key=size)
 
 
-def step_ratio(genotype, settings):
-    """Seconds of a training step of this cell's network over those of the reference's, on one thread of the CPU."""
-    data = batch(settings.crop, settings.batch_size, seed=0)
+def step_ratio(network, batch_size, settings):
+    """Seconds that training takes for a film, over those of the reference's network; on one thread of the CPU."""
+    reference = Network(settings.c, len(FINDINGS), settings.layers, PUBLISHED[REFERENCE])
+    pairs = (network, batch_size), (reference, settings.batch_size)
     with MEASURING:
         torch.set_num_threads(1)
-        networks = [Network(settings.c, len(FINDINGS), settings.layers, g) for g in (genotype, PUBLISHED[REFERENCE])]
-        ours, reference = alternate([network_step(network, data, training=True) for network in networks], STEPS)
-    return ours / reference
+        steps = [network_step(some, batch(settings.crop, films, seed=0), training=True) for some, films in pairs]
+        ours, theirs = alternate(steps, STEPS)
+    return (ours / batch_size) / (theirs / settings.batch_size)
 
 
-def epochs_in_equal_time(out, genotype, settings):
-    """Epochs of this cell in the time of the reference's settings.epochs. Measured once: a run goes on with as many."""
+def epochs_in_equal_time(out, network, batch_size, settings):
+    """Epochs of this network in the time of the reference's settings.epochs.
+
+    Measured once, in out/step_ratio.txt: a run goes on with as many.
+    """
     measured = out / "step_ratio.txt"
     if not measured.exists():
         out.mkdir(parents=True, exist_ok=True)
-        ratio = 1 if genotype == PUBLISHED[REFERENCE] else step_ratio(genotype, settings)
-        write(measured, f"{ratio}\n")
+        write(measured, f"{step_ratio(network, batch_size, settings)}\n")
     return max(1, round(settings.epochs / float(measured.read_text(encoding="utf-8"))))
 
 
@@ -97,13 +101,17 @@ def run_part(options, row, seed):
     """Search where the row says so, train, score; a row of the table."""
     out = Path(options.out) / f"{row}_{seed}"
     on = ["--dataset", options.dataset, "--data", options.data]
-    name = f"random_{seed}" if row == "random" else row.removesuffix("_exact")  # of the network
+    settings = parse_settings(ROOT / "val_train.py", [*on, *shlex.split(options.train)])
+    name = f"random_{seed}" if row == "random" else re.sub("_(exact|equal_time)$", "", row)  # of the network
     order = ["--second-order"] if name == "second_order" else []
     search = {}
-    if row == "chexnet":
-        script("chexnet.py", out, *on, "--seed", seed, *shlex.split(options.chexnet))
+    if name == "chexnet":
+        given = [*on, "--seed", seed, *shlex.split(options.chexnet)]
+        if row == "chexnet_equal_time":
+            films = parse_settings(ROOT / "chexnet.py", [*on, *shlex.split(options.chexnet)]).batch_size
+            given += ["--epochs", epochs_in_equal_time(out, CheXNet(len(FINDINGS)), films, settings)]
+        script("chexnet.py", out, *given)
     else:
-        settings = parse_settings(ROOT / "val_train.py", [*on, *shlex.split(options.train)])
         if row in SEARCHED:
             script("search_train.py", out, *on, "--seed", seed, *SEARCHED[row], *shlex.split(options.search))
             search = facts(out / f"search_{name}")
@@ -113,7 +121,10 @@ def run_part(options, row, seed):
             cell = ["--genotype", f"{row} = {genotype!r}"]
         else:
             genotype, cell = PUBLISHED[row] if row in PUBLISHED else random_genotype(seed), ["--genotype", row]
-        epochs = epochs_in_equal_time(out, genotype, settings)
+        epochs = settings.epochs
+        if row != REFERENCE:
+            network = Network(settings.c, len(FINDINGS), settings.layers, genotype)
+            epochs = epochs_in_equal_time(out, network, settings.batch_size, settings)
         script("val_train.py", out, *on, "--seed", seed, *cell, *shlex.split(options.train), "--epochs", epochs)
     if not (out / "results" / "auc.csv").exists():
         script("test.py", out, *on, *order)

@@ -88,7 +88,10 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, c
     monkeypatch.setattr(compare, "DRAWS", 2)
     options = [*here, "--out", str(tmp_path), "--search", " ".join([*SMALL[2:], *NETWORK])]
     parts = ["first_order=1", "second_order_exact=1", "random=1", "random=2-2", "random_small=1", "DARTS_V1=1"]
-    parts.append("chexnet=1")
+    parts += ["chexnet_equal_time=1", "chexnet=1"]
+    for row in ("DARTS_V1", "chexnet_equal_time"):
+        (tmp_path / f"{row}_1").mkdir()
+        (tmp_path / f"{row}_1" / "step_ratio.txt").write_text("0.5")  # twice as fast: twice as many epochs
     compare.main([*parts, *options])
     trained = pd.read_csv(tmp_path / "compare.csv").set_index(["row", "seed"])
     assert [f"{row}_{seed}" for row, seed in sorted(trained.index)] == sorted(
@@ -98,6 +101,7 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, c
         ("second_order_exact", 1, "second_order"),
         ("random", 2, "random_2"),
         ("random_small", 1, "random_small"),
+        ("chexnet_equal_time", 1, "chexnet"),
         ("chexnet", 1, "chexnet"),
     ):
         scores = read_scores(tmp_path / f"{row}_{seed}" / "results" / "auc.csv").loc[(name, AVERAGE)]
@@ -105,6 +109,7 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, c
             scores[["auc", *COSTS]].to_list(), abs=1e-4
         )
     assert trained.loc[("random", 2), "genotype"] == str(random_genotype(2))
+    assert trained["epochs"][["DARTS_V1", "chexnet_equal_time", "chexnet"]].to_list() == [2, 2, 1]
     record = json.loads((tmp_path / "second_order_exact_1/search_second_order/settings.json").read_text())
     assert record["settings"]["exact_product"] and record["settings"]["seed"] == 1
     text = (tmp_path / "compare.md").read_text()
@@ -207,9 +212,9 @@ def test_the_interval_of_a_difference_is_welchs():
     assert compare.difference(pd.Series([0.8]), pd.Series([0.5, 0.6])) == "+0.250"
 
 
-def test_cells_train_for_the_time_of_the_reference(tmp_path, monkeypatch):
+def test_networks_train_for_the_time_of_the_reference(tmp_path, monkeypatch):
     settings = SimpleNamespace(epochs=26, crop=32, batch_size=4, c=4, layers=4)
-    networks = []
+    trained = []
 
     def alternate(steps, number):
         for step in steps:
@@ -217,25 +222,29 @@ def test_cells_train_for_the_time_of_the_reference(tmp_path, monkeypatch):
         return times
 
     def network_step(network, data, training):
-        networks.append(network)
+        trained.append((network, len(data[0])))
         return real_step(network, data, training)
 
     real_step = compare.network_step
     monkeypatch.setattr(compare, "alternate", alternate)
     monkeypatch.setattr(compare, "network_step", network_step)
+    network = compare.Network(4, 14, 4, random_genotype(1))
     times = [1.3, 1.0]
-    assert compare.epochs_in_equal_time(tmp_path, random_genotype(1), settings) == 20
-    cells = [compare.Network(4, 14, 4, g) for g in (random_genotype(1), PUBLISHED["DARTS_V2"])]
-    assert [sorted(n.state_dict()) for n in networks] == [sorted(n.state_dict()) for n in cells]
+    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 20
+    reference = compare.Network(4, 14, 4, PUBLISHED["DARTS_V2"])
+    assert trained[0] == (network, 4) and trained[1][1] == 4
+    assert sorted(trained[1][0].state_dict()) == sorted(reference.state_dict())
     times = [1.0, 1.0]  # it is measured once
-    assert compare.epochs_in_equal_time(tmp_path, random_genotype(1), settings) == 20
+    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 20
     settings.epochs = 52
-    assert compare.epochs_in_equal_time(tmp_path, random_genotype(1), settings) == 40
+    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 40
     settings.epochs = 26
     (tmp_path / "step_ratio.txt").unlink()
+    assert compare.epochs_in_equal_time(tmp_path, network, 2, settings) == 13  # half the films in a step
+    assert trained[2] == (network, 2) and trained[3][1] == 4
+    (tmp_path / "step_ratio.txt").unlink()
     times = [100.0, 1.0]
-    assert compare.epochs_in_equal_time(tmp_path, random_genotype(1), settings) == 1
-    assert compare.epochs_in_equal_time(tmp_path / "reference", PUBLISHED["DARTS_V2"], settings) == 26
+    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 1
 
 
 def test_the_best_of_k_draws_is_the_mean_over_all_of_them():
