@@ -10,7 +10,6 @@ by one gradient step on α and one on w in turn.
 
 import torch
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from support.ranks import average
 
@@ -35,12 +34,8 @@ class Architect:
         self.names = [name for name, p in network.named_parameters() if id(p) not in arch]
         self.arch_names = [name for name, p in network.named_parameters() if id(p) in arch]
         # Without running statistics BatchNorm uses the batch's own, as in training, and writes nothing.
-        self.no_buffers = {
-            f"{name}.{buffer}": None
-            for name, module in network.named_modules()
-            if isinstance(module, _BatchNorm)
-            for buffer, _ in module.named_buffers(recurse=False)
-        }
+        statistics = {"running_mean", "running_var", "num_batches_tracked"}
+        self.no_buffers = {name: None for name, _ in network.named_buffers() if name.rpartition(".")[2] in statistics}
 
     def step(self, trn, val):
         """One step on α, given a (films, labels) batch of train and one of val. Returns L_val (a tensor)."""
@@ -85,7 +80,7 @@ class Architect:
         w_virtual = []
         for p, value, gradient in zip(self.network.weight_parameters(), w, w_grads, strict=True):
             direction = gradient + group["weight_decay"] * value
-            momentum = self.w_optimizer.state[p].get("momentum_buffer") if p in self.w_optimizer.state else None
+            momentum = self.w_optimizer.state.get(p, {}).get("momentum_buffer")
             if momentum is not None:  # zero before the first step
                 direction = direction + group["momentum"] * momentum
             w_virtual.append(value - xi * direction)

@@ -31,8 +31,8 @@ FRESH = False  # True: move an old run of this name aside and start again from t
 SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 
-PRETRAINED = {"phantom": False, "chestxray14": True}  # True: start from ImageNet weights
 # A dict has one value per set; a set without its own takes the phantom's.
+PRETRAINED = {"phantom": False, "chestxray14": True}  # True: start from ImageNet weights
 CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
 EPOCHS = {"phantom": 6, "nih10k": 10, "chestxray14": 100}  # passes over train, at most
 BATCH_SIZE = {"phantom": 16, "chestxray14": 32}  # films

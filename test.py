@@ -52,14 +52,12 @@ def load_network(path):
         else:
             network = model_eval.Network(settings["c"], len(FINDINGS), settings["layers"], parse_genotype(genotype))
         network.load_state_dict(saved["weights"])
-        if not {"checksum", "crop", "dataset"} <= settings.keys():
-            raise ValueError("it does not say what it was trained on")
-        finite = all(tensor.isfinite().all() for tensor in saved["weights"].values())
+        if absent := {"checksum", "crop", "dataset"} - settings.keys() | {"epoch", "val_auc"} - saved.keys():
+            raise KeyError(*absent)
     except Exception as error:  # torch raises many kinds for a file that is not what it should be
-        kind = type(error).__name__
-        what = f"damaged, or not a weights file of this project ({kind})"
+        what = f"damaged, or not a weights file of this project ({type(error).__name__})"
         raise InputError(f"{path}: {what}: train it again, or move it away") from None
-    if not finite:
+    if not all(tensor.isfinite().all() for tensor in saved["weights"].values()):
         raise InputError(f"{path}: holds weights that are not finite: train it again, or move it away")
     return network, saved
 
@@ -72,8 +70,6 @@ def find_networks(folder, order, data, others):
     """
     selected, networks, foreign = f"{order}_order", {}, {}
     for path in sorted(folder.glob("*_net.pth")):
-        if not path.is_file():
-            raise InputError(f"{path}: not a file: move it out of {folder}")
         name = path.name.removesuffix("_net.pth")
         network, saved = load_network(path)
         if saved["settings"]["checksum"] == data.checksum:

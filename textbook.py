@@ -207,7 +207,7 @@ def unrolled_gradient(network, criterion, trn, val, xi, momentum_buffers, moment
     running statistic is written.
 
     network: any module with arch_parameters() and weight_parameters(), all of them used by its forward pass;
-    trn, val: (films, labels); momentum_buffers: in the order of weight_parameters(), or None.
+    trn, val: (films, labels); momentum_buffers: in the order of weight_parameters(), None for each that is zero.
     Returns the gradients in the order of arch_parameters().
     """
     names = {id(p): name for name, p in network.named_parameters()}

@@ -85,8 +85,9 @@ def descend(loss, weights, optimizer, clip=math.inf):
     """
     optimizer.zero_grad()
     loss.backward(inputs=weights)
-    loss, *gradients = ranks.average([loss.detach(), *(w.grad for w in weights)])
-    for w, gradient in zip(weights, gradients, strict=True):
+    used = [w for w in weights if w.grad is not None]  # a genotype may leave nodes out of a cell's output
+    loss, *gradients = ranks.average([loss.detach(), *(w.grad for w in used)])
+    for w, gradient in zip(used, gradients, strict=True):
         w.grad = gradient
     norm = torch.nn.utils.clip_grad_norm_(weights, clip)
     optimizer.step()

@@ -315,9 +315,10 @@ class Run:
             file.write(text + "\n")
 
     def write(self, name, line):
-        """A text file of one line in the folder, whole or not at all."""
-        if ranks.rank() == 0:
-            write(self.folder / name, line + "\n")
+        """A text file of one line in the folder, whole or not at all; every rank finds it there afterwards."""
+        with ranks.first_rank_first():
+            if ranks.rank() == 0:
+                write(self.folder / name, line + "\n")
 
     def is_best(self, auc, counts=True):
         """Whether this epoch's val AUC is the best so far. counts: False for an epoch that must not be the best."""

@@ -161,9 +161,9 @@ def test_bad_films_are_named_in_one_line_and_change_nothing(small_set, out, own,
 
 
 def test_films_need_a_network(small_set, tmp_path, own, one_line):
-    assert "first_order_net.pth is missing: run 'python val_train.py' first" in one_line(
-        score, small_set, tmp_path, own
-    )
+    # Another model's column is enough for a table, but scores no film.
+    line = one_line(score, small_set, tmp_path, own, "--predictions", "A=a.csv")
+    assert "first_order_net.pth is missing: run 'python val_train.py' first" in line
 
 
 def test_networks_of_synthetic_films_refuse_others_unless_told_otherwise(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -77,6 +78,10 @@ def worker(data, out):
     result["predictions"] = torch.from_numpy(utils.predict(network, films, 5)[0])
     result["seen"] = seen
     result["buffers"] = dict(network.named_buffers())
+    run = SimpleNamespace(folder=Path(out))
+    with patch.object(runs, "write", lambda path, text: (time.sleep(0.5), path.write_text(text))):  # a slow disk
+        runs.Run.write(run, "line.txt", "written by rank 0")
+    result["written"] = (run.folder / "line.txt").read_text()
     result["largest"] = ranks.largest(signal.SIGTERM * ranks.rank(), CPU)  # rank 1 alone was sent one
     torch.save(result, Path(out) / f"{ranks.rank()}.pt")
 
@@ -101,6 +106,11 @@ def test_both_ranks_hold_the_same_bits_after_every_step(both, order, collectives
 @pytest.mark.long
 def test_a_signal_to_one_rank_is_known_to_both(both):
     assert both[0]["largest"] == both[1]["largest"] == signal.SIGTERM
+
+
+@pytest.mark.long
+def test_what_rank_0_writes_is_there_for_both(both):
+    assert both[0]["written"] == both[1]["written"] == "written by rank 0\n"
 
 
 @pytest.mark.long
@@ -162,6 +172,16 @@ def test_two_ranks_train_with_the_draws_of_one(small_set, tmp_path):
     start("val", small_set, tmp_path / "one")
     alone = torch.load(tmp_path / "one" / SCRIPTS["val"][2] / "checkpoint.pt")["states"]
     equal([saved["generator"], saved["train"]], [alone["generator"], alone["train"]])
+
+
+def test_weights_that_no_output_depends_on_are_left_alone_on_several_ranks(monkeypatch):
+    """As in a genotype whose cells leave a node out; here each rank has the same gradients."""
+    used, unused = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+    weights, before = [*used.parameters(), *unused.parameters()], unused.weight.clone()
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda flat: flat.mul_(2))
+    loss = utils.descend(used(torch.ones(4, 3)).mean(), weights, torch.optim.SGD(weights, 0.1, weight_decay=0.1))
+    assert loss.isfinite() and torch.equal(used.weight.grad, torch.ones(1, 3)) and torch.equal(unused.weight, before)
 
 
 def test_drop_path_is_sliced_as_the_films_are(small_set, tmp_path, monkeypatch):

@@ -223,6 +223,11 @@ def test_damaged_and_foreign_weights_are_refused(copy, table, one_line):
     torch.save(saved, path)
     assert "DARTS_V1_net.pth: holds weights that are not finite" in one_line(table, copy)
     saved["weights"]["classifier.bias"][3] = 0
+    for part, name in ((saved, "val_auc"), (saved["settings"], "crop")):
+        value = part.pop(name)
+        torch.save(saved, path)
+        assert "DARTS_V1_net.pth: damaged, or not a weights file of this project (KeyError)" in one_line(table, copy)
+        part[name] = value
     saved["settings"]["c"] = 8
     torch.save(saved, path)
     assert "DARTS_V1_net.pth: damaged, or not a weights file" in one_line(table, copy)
