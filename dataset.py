@@ -57,7 +57,7 @@ class PreparedSet:
 
 
 def encode_findings(finding_labels):
-    """`Finding Labels` strings -> (N, findings) float32 of 0 and 1; ValueError names the row of an unknown one."""
+    """`Finding Labels` strings -> (N, findings) float32 of 0 and 1; InputError names the row of an unknown one."""
     column = {finding: k for k, finding in enumerate(FINDINGS)}
     labels = np.zeros((len(finding_labels), len(FINDINGS)), dtype=np.float32)
     for row, text in enumerate(finding_labels):
@@ -71,7 +71,7 @@ def encode_findings(finding_labels):
 
 
 def check_table(table, films):
-    """The labels of `table` as an array; ValueError, naming the row, unless it describes `films` films."""
+    """The labels of `table` as an array; InputError, naming the row, unless it describes `films` films."""
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise InputError(f"no column {missing[0]!r} among {', '.join(map(repr, table.columns))}")
@@ -136,7 +136,7 @@ def write_set(folder, images, table, source):
     """Write a prepared set; source.json, which marks it as complete, comes last. Returns the counts.
 
     images: (N, H, W) uint8; table: the columns of labels.csv; source: what source.json says beside the counts
-    and the checksum. Raises ValueError for a set that `load_set` would refuse.
+    and the checksum. Raises InputError for a set that `load_set` would refuse.
     """
     folder = Path(folder)
     if images.dtype != np.uint8 or images.ndim != 3:
@@ -155,7 +155,7 @@ def write_set(folder, images, table, source):
 
 
 def load_set(folder):
-    """Read and check a prepared set. Raises ValueError with one line that names the file and the problem."""
+    """Read and check a prepared set. Raises InputError with one line that names the file and the problem."""
     folder = Path(folder)
     for name in ("images.npy", "labels.csv", "source.json"):
         if not (folder / name).is_file():
@@ -213,7 +213,7 @@ class Films:
 
     def __init__(self, prepared, split, crop, device):
         rows = prepared.rows(split)
-        films = torch.from_numpy(np.ascontiguousarray(prepared.images[rows]))
+        films = torch.from_numpy(prepared.images[rows])
         height, size = films.shape[1:]
         if height != size:  # evaluation would squeeze what training crops
             raise InputError(f"films of {height} × {size} pixels must be square: prepare the set again")
@@ -251,8 +251,8 @@ class Films:
         return self.normalise(films.float()), self.labels[index]
 
     def eval_batch(self, index):
-        """index: a slice or (B,) -> films (B, 3, crop, crop), labels (B, findings)."""
-        return self.normalise(self.whole(index)), self.labels[index]
+        """index: a slice or (B,) -> films (B, 3, crop, crop)."""
+        return self.normalise(self.whole(index))
 
     def whole(self, index):
         """index: a slice or (B,) -> the films reduced to the crop size, grey values 0..255 (B, crop, crop)."""

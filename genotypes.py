@@ -22,11 +22,12 @@ PRIMITIVES = (
 )  # fmt: skip
 
 INPUT_NODES = 2
-NODES = 4  # intermediate nodes
+NODES = 4  # intermediate nodes ...
+INTERMEDIATE = range(INPUT_NODES, INPUT_NODES + NODES)  # ... and their numbers
 EDGES_PER_NODE = 2  # kept by the derivation
 
 # The rows of α: edge (source i, node j), node by node.
-EDGES = tuple((i, j) for j in range(INPUT_NODES, INPUT_NODES + NODES) for i in range(j))
+EDGES = tuple((i, j) for j in INTERMEDIATE for i in range(j))
 
 MAX_FILE = 10_000_000  # bytes; it may be a whole log
 
@@ -52,7 +53,7 @@ def derive(alphas_normal, alphas_reduce):
     def cell(alphas):
         weights = alphas.detach().cpu().double().softmax(dim=-1).tolist()
         pairs = []
-        for node in range(INPUT_NODES, INPUT_NODES + NODES):
+        for node in INTERMEDIATE:
             incoming = []
             for (source, target), row in zip(EDGES, weights, strict=True):
                 if target == node:
@@ -66,8 +67,7 @@ def derive(alphas_normal, alphas_reduce):
             raise ValueError(f"α must be {len(EDGES)} edges × {len(PRIMITIVES)} operations, not {alphas.shape}")
         if not alphas.isfinite().all():
             raise ValueError("α holds values that are not finite: no cell can be derived from it")
-    concat = list(range(INPUT_NODES, INPUT_NODES + NODES))
-    return Genotype(cell(alphas_normal), concat, cell(alphas_reduce), list(concat))
+    return Genotype(cell(alphas_normal), list(INTERMEDIATE), cell(alphas_reduce), list(INTERMEDIATE))
 
 
 def edge_entropy(logits):
@@ -96,13 +96,12 @@ def random_genotype(seed):
 
     def cell():
         pairs = []
-        for node in range(INPUT_NODES, INPUT_NODES + NODES):
+        for node in INTERMEDIATE:
             for source in sorted(rng.sample(range(node), EDGES_PER_NODE)):
                 pairs.append((rng.choice(PRIMITIVES[1:]), source))
         return pairs
 
-    concat = list(range(INPUT_NODES, INPUT_NODES + NODES))
-    return Genotype(cell(), concat, cell(), list(concat))
+    return Genotype(cell(), list(INTERMEDIATE), cell(), list(INTERMEDIATE))
 
 
 def check_genotype(genotype):
@@ -124,11 +123,10 @@ def check_genotype(genotype):
                 raise InputError(f"{kind}[{k}]: node {node} can take nodes 0 to {node - 1}, not {shown(source)}")
             if k % EDGES_PER_NODE and source == pairs[k - 1][1]:
                 raise InputError(f"{kind}[{k}]: node {node} takes node {source} twice")
-        allowed = set(range(INPUT_NODES, INPUT_NODES + NODES))
         if not (
             isinstance(concat, list)
             and concat
-            and all(type(node) is int and node in allowed for node in concat)
+            and all(type(node) is int and node in INTERMEDIATE for node in concat)
             and len(set(concat)) == len(concat)
         ):
             raise InputError(f"{kind}_concat must list different intermediate nodes, not {shown(concat)}")
@@ -161,7 +159,7 @@ def _cells(normal, reduce):
     def pairs(text):
         return [(op, int(source)) for op, source in (pair.split() for pair in text.split(","))]
 
-    return Genotype(pairs(normal), [2, 3, 4, 5], pairs(reduce), [2, 3, 4, 5])
+    return Genotype(pairs(normal), list(INTERMEDIATE), pairs(reduce), list(INTERMEDIATE))
 
 
 # Cells known by name: `val_train.py --genotype NAME` trains them.

@@ -7,7 +7,7 @@ sum of two operations; a cell's output is the nodes in the genotype's `*_concat`
 import torch
 from torch import nn
 
-from genotypes import EDGES_PER_NODE, INPUT_NODES, check_genotype
+from genotypes import INPUT_NODES, check_genotype
 from operations import OPS, FactorizedReduce, ReLUConvBN, reduction_cells, stem
 
 
@@ -27,15 +27,14 @@ class Cell(nn.Module):
     def forward(self, s0, s1, keep=None):
         """s0 (B, C_pp, …), s1 (B, C_p, …), keep (B, ops) drop-path factors or None -> (B, len(concat)·C, …)."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        edges = []
         for k, (op, source) in enumerate(zip(self.ops, self.sources, strict=True)):
             y = op(states[source])
             if keep is not None and not isinstance(op, nn.Identity):
                 y = y * keep[:, k, None, None, None].to(y.dtype)
-            edges.append(y)
-            if len(edges) == EDGES_PER_NODE:
-                states.append(edges[0] + edges[1])
-                edges = []
+            if k % 2 == 0:
+                first = y
+            else:
+                states.append(first + y)
         return torch.cat([states[node] for node in self.concat], dim=1)
 
 

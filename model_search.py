@@ -21,7 +21,7 @@ from functools import reduce
 import torch
 from torch import nn
 
-from genotypes import EDGES, INPUT_NODES, NODES, PRIMITIVES, derive
+from genotypes import EDGES, INPUT_NODES, INTERMEDIATE, NODES, PRIMITIVES, derive
 from operations import (
     DepthwisePointwise,
     EdgeBN,
@@ -120,13 +120,13 @@ class Cell(nn.Module):
     def forward(self, s0, s1, weights):
         """s0 (B, C_pp, …), s1 (B, C_p, …), weights: a tensor (E, operations) per source node -> (B, 4·C, …)."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        incoming = {node: [] for node in range(INPUT_NODES, INPUT_NODES + NODES)}
+        incoming = {node: [] for node in INTERMEDIATE}
         for node, source in enumerate(self.sources):
             if node >= INPUT_NODES:
                 states.append(total(incoming[node]))
             for e, y in zip(EDGES_FROM[node], source(states[node], weights[node]), strict=True):
                 incoming[EDGES[e][1]].append(y)
-        states.append(total(incoming[INPUT_NODES + NODES - 1]))
+        states.append(total(incoming[INTERMEDIATE[-1]]))
         return torch.cat(states[INPUT_NODES:], dim=1)
 
 

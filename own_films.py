@@ -35,14 +35,13 @@ def open_own_films(folder, data, crop, device, anyway):
         raise InputError(f"{folder} is not a folder: give --films the folder with the films")
     found = {}
     for path in walk(folder):
-        if key(path.name):
-            found.setdefault(key(path.name), []).append(path)
+        if name := key(path.name):
+            if name in found:
+                raise InputError(f"{found[name]} and {path} have one name: rename one, or move it away")
+            found[name] = path
     if not found:
         raise InputError(f"{folder} has no film (.png, .jpg, .jpeg) in it: convert others, such as DICOM, to PNG")
-    paths = [same for _, same in sorted(found.items())]
-    if twice := [same for same in paths if len(same) > 1]:
-        raise InputError(f"{' and '.join(map(str, twice[0][:2]))} have one name: rename one, or move it away")
-    paths = [path for (path,) in paths]
+    paths = [found[name] for name in sorted(found)]
     images = np.stack([read_film(path, data.images.shape[1]) for path in paths])
     if "synthetic" in data.notice and not anyway:
         known = {film.tobytes() for film in data.images}

@@ -44,9 +44,8 @@ def write_page(out, data, table, averaged, remarks, activations, own, networks):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = layout.get_template(
-        "page.html"
-    ).render(
+    template = layout.get_template("page.html")
+    page = template.render(
         data=data,
         films=len(test),
         patients=data.table["Patient ID"].iloc[test].nunique(),
@@ -189,6 +188,8 @@ def read_record(folder, settings=None):
 
 def write_runs(out, networks):
     """Settings and versions, a column for each training and each search that led to it; as HTML."""
+    if not networks:
+        return ""
     runs = {}
     for name, (_, saved) in networks.items():
         if "genotype" in saved["settings"] and (folder := find_search(out, name, saved)):
@@ -201,6 +202,5 @@ def write_runs(out, networks):
         for name in names
         if name != "genotype"  # it stands with the cells
     }
-    if "checksum" in rows:
-        rows["checksum"] = [text[:CHECKSUM] for text in rows["checksum"]]
-    return write_table(rows, list(runs)) if runs else ""
+    rows["checksum"] = [text[:CHECKSUM] for text in rows["checksum"]]
+    return write_table(rows, list(runs))

@@ -32,16 +32,10 @@ def auc_per_finding(labels, scores):
     return np.array([roc_auc_score(labels[:, k], scores[:, k]) if both[k] else np.nan for k in range(labels.shape[1])])
 
 
-def mean_auc(auc):
-    """Mean over the findings that have one; NaN if none has."""
-    scored = [value for value in auc if not math.isnan(value)]
-    return float(np.mean(scored)) if scored else math.nan
-
-
-def evaluate(network, films, batch_size, pause=lambda: None):
+def evaluate(network, films, batch_size, pause):
     """The mean AUC over the findings, and the mean loss, of all films of a split; pause: see `utils.predict`."""
     probabilities, loss = predict(network, films, batch_size, pause)
-    return mean_auc(auc_per_finding(films.labels.cpu(), probabilities)), loss
+    return float(np.nanmean(auc_per_finding(films.labels.cpu(), probabilities))), loss
 
 
 # --- Intervals

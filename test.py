@@ -133,9 +133,9 @@ def draw(folder, table, films, probabilities, networks):
     grey = films.whole(index.to(films.labels.device))
     batch, grey = films.normalise(grey), grey.round().byte().cpu().numpy()
     found = ["|".join(f for f, label in zip(FINDINGS, labels[i], strict=True) if label) for i in index.tolist()]
-    visualize.draw_films(folder / "films.png", grey, found)
+    visualize.draw_activation(folder / "films.png", grey, [None] * len(grey), found)
     drawn = {}
-    for name in dict.fromkeys([*list(networks)[:1], *networks.keys() & {BASELINE}]):
+    for name in [name for k, name in enumerate(networks) if k == 0 or name == BASELINE]:
         maps = visualize.class_activation(networks[name][0], batch)[torch.arange(len(present)), present]
         scores = probabilities[name][index.numpy(), present]
         texts = [f"{FINDINGS[k]}\n{score:.2f}" for k, score in zip(present, scores, strict=True)]

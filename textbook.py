@@ -51,7 +51,7 @@ class FactorizedReduce(nn.Module):
 
     def __init__(self, C_in, C_out):
         super().__init__()
-        self.relu = nn.ReLU(inplace=False)
+        self.relu = nn.ReLU()
         self.conv1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
         self.conv2 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
         self.bn = batch_norm(C_out)
@@ -63,14 +63,14 @@ class FactorizedReduce(nn.Module):
 
 def relu_conv_bn(C_in, C_out):
     """Brings a cell's input to C channels: (B, C_in, H, W) -> (B, C_out, H, W)."""
-    return nn.Sequential(nn.ReLU(inplace=False), nn.Conv2d(C_in, C_out, 1, bias=False), batch_norm(C_out))
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(C_in, C_out, 1, bias=False), batch_norm(C_out))
 
 
 def separable(C, kernel, stride, dilation=1):
     """ReLU, depthwise convolution, pointwise convolution, BatchNorm; padded to keep the size at stride 1."""
     padding = dilation * (kernel - 1) // 2
     return nn.Sequential(
-        nn.ReLU(inplace=False),
+        nn.ReLU(),
         nn.Conv2d(C, C, kernel, stride, padding, dilation, groups=C, bias=False),
         nn.Conv2d(C, C, 1, bias=False),
         batch_norm(C),
@@ -148,7 +148,7 @@ class TextbookNetwork(nn.Module):
         self.stem = nn.Sequential(  # (B, 3, H, W) -> (B, 3 C, H / 4, W / 4)
             nn.Conv2d(3, 3 * C, 7, stride=2, padding=3, bias=False),
             nn.BatchNorm2d(3 * C),
-            nn.ReLU(inplace=False),
+            nn.ReLU(),
             nn.MaxPool2d(3, stride=2, padding=1),
         )
         self.cells = nn.ModuleList()
@@ -224,15 +224,15 @@ def unrolled_gradient(network, criterion, trn, val, xi, momentum_buffers, moment
     return list(torch.autograd.grad(loss(stepped, *val), list(network.arch_parameters())))
 
 
-def gradient_by_differences(first_term, alpha_gradient, w, v, xi, radius=0.01):
+def gradient_by_differences(first_term, alpha_gradient, w, v, xi):
     """Equation 7 with the product by central differences, equation 8, where v = ∇w' L_val(w', α) and w± = w ± εv:
 
-    ∇α L_val(w', α) − ξ (∇α L_train(w⁺, α) − ∇α L_train(w⁻, α)) / 2ε   with   ε = radius / ‖v‖.
+    ∇α L_val(w', α) − ξ (∇α L_train(w⁺, α) − ∇α L_train(w⁻, α)) / 2ε   with   ε = 0.01 / ‖v‖.
 
     first_term: ∇α L_val(w', α); alpha_gradient: () -> ∇α L_train for w as it stands; w, v: lists of tensors. w moves
     to w⁺, to w⁻ and back in place, which restores it up to rounding. Returns a list in the order of first_term.
     """
-    eps = radius / torch.cat([g.flatten() for g in v]).norm()
+    eps = 0.01 / torch.cat([g.flatten() for g in v]).norm()
 
     def move(distance):
         with torch.no_grad():
@@ -257,12 +257,11 @@ def smooth_twin(network):
     products. A pool keeps kernel, stride and padding; it counts the padding, unlike `avg_pool_3x3`, so the
     two stay different. Weights and their names do not change.
     """
-    for name, module in list(network.named_modules(remove_duplicate=False)):
+    for name, module in list(network.named_modules()):
         if isinstance(module, nn.ReLU):
             network.set_submodule(name, nn.Softplus())
         elif isinstance(module, nn.MaxPool2d):
-            pool = nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
-            network.set_submodule(name, pool)
+            network.set_submodule(name, nn.AvgPool2d(module.kernel_size, module.stride, module.padding))
     return network
 
 

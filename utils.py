@@ -105,7 +105,7 @@ def predict(network, films, batch_size, pause=lambda: None):
     batches = [slice(start, start + batch_size) for start in range(0, len(films), batch_size)]
     logits = torch.zeros_like(films.labels)
     for batch in batches[ranks.rank() :: ranks.count()]:
-        logits[batch] = network(films.eval_batch(batch)[0])
+        logits[batch] = network(films.eval_batch(batch))
         pause()
     ranks.total(logits)
     loss = criterion(logits, films.labels).item()

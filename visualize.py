@@ -23,7 +23,17 @@ from PIL import Image
 from sklearn.metrics import auc, roc_curve
 from torch.nn import functional
 
-from genotypes import EDGES, EDGES_PER_NODE, INPUT_NODES, NODES, PRIMITIVES, edge_entropy, load_genotype, parse_genotype
+from genotypes import (
+    EDGES,
+    EDGES_PER_NODE,
+    INPUT_NODES,
+    INTERMEDIATE,
+    NODES,
+    PRIMITIVES,
+    edge_entropy,
+    load_genotype,
+    parse_genotype,
+)
 from support.files import InputError, replacing
 from support.settings import guarded
 
@@ -38,10 +48,10 @@ KINDS = {  # of an operation: name, line colour, line style, fill of its label
     "sep": ("separable convolutions", "#00204d", "-", "#a9cbea"),
     "dil": ("dilated convolutions", "#c8553d", "--", "#f2d5cd"),
 }
-KIND = {name: name.split("_")["pool" in name] for name in PRIMITIVES}  # operation -> key of KINDS
+KIND = {name: "pool" if "pool" in name else name.split("_")[0] for name in PRIMITIVES}  # operation -> key of KINDS
 WORDS = {name: re.sub(r"(\d)x(\d)", r"\1×\2", name.replace("_", " ")) for name in PRIMITIVES}
 # Intermediate nodes have the numbers of genotype.txt, where the inputs c_{k-2} and c_{k-1} are 0 and 1.
-NODE_NAMES = (r"$c_{k-2}$", r"$c_{k-1}$", *map(str, range(INPUT_NODES, INPUT_NODES + NODES)), r"$c_k$")
+NODE_NAMES = (r"$c_{k-2}$", r"$c_{k-1}$", *map(str, INTERMEDIATE), r"$c_k$")
 COLUMN, FIRST_TRACK, TRACK, CELL_HEIGHT = 1.9, 0.5, 0.29, 3.35  # inches, of a drawn cell
 
 
@@ -102,8 +112,7 @@ def _add_cell(axes, bottom, title, pairs, concat):
     x = [0.5, *(0.5 + COLUMN * k for k in range(NODES + 1)), COLUMN * NODES + 1.4]  # of the nodes' centres
     y = [middle + FIRST_TRACK, middle - FIRST_TRACK] + [middle] * (NODES + 1)
     sources = [source for _, source in pairs]
-    for k in range(NODES):
-        node = INPUT_NODES + k
+    for k, node in enumerate(INTERMEDIATE):
         two = pairs[EDGES_PER_NODE * k :][:EDGES_PER_NODE]
         two = sorted(two, key=lambda pair: (pair[1] == 1, pair[1]))  # c_{k-1} comes last: below
         for side, (operation, source) in zip((1, -1), two, strict=True):
@@ -124,11 +133,6 @@ def _add_cell(axes, bottom, title, pairs, concat):
     add_arrow(axes, (x[min(concat)] + 0.17, low), (x[-1], low), (x[-1], middle - 0.17), colour=FAINT)
     for place, name in zip(zip(x, y, strict=True), NODE_NAMES, strict=True):
         add_box(axes, *place, name, fill="white" if name.isdigit() else "#d6d6d6")
-
-
-def draw_cells(path, genotype):
-    """The normal and the reduction cell of a genotype."""
-    save_picture(cells_figure(genotype).savefig, path)
 
 
 def draw_cells_over_epochs(path, genotypes):
@@ -287,11 +291,6 @@ def map_note(maps):
     return f"Each map has a scale of its own, and {values}."
 
 
-def draw_films(path, films, texts):
-    """A sheet of films (N, H, W) uint8 with a caption each, such as `Finding Labels`."""
-    draw_activation(path, films, [None] * len(films), texts)
-
-
 def draw_activation(path, films, maps, texts):
     """Films (N, H, W) uint8 with captions, each under its map (h, w), see `overlay`, or bare where that is None."""
     figure, panels = _panels(len(films), 6, 1.8, 2.3)
@@ -312,17 +311,16 @@ def class_activation(network, films):
     """What each place of the last feature map adds to each logit: films (B, 3, H, W) -> (B, findings, h, w).
 
     model_eval.Network and chexnet.CheXNet end in global average pooling and one linear layer. Both are linear, so they
-    can be exchanged: the mean of a map is the logit minus the layer's bias, exactly.
+    can be exchanged: the mean of a map is the logit minus the layer's bias, exactly. The network is in eval mode.
     """
-    features, training = [], network.training
+    features = []
     if hasattr(network, "densenet"):  # torchvision's: a ReLU and the pooling follow `features`, as functions
         last = network.densenet.features
         hook = last.register_forward_hook(lambda _, inputs, output: features.append(output.relu()))
     else:
         hook = network.pool.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     with torch.no_grad(), hook:  # the hook is removed at the end
-        network.eval()(films)
-        network.train(training)
+        network(films)
         return torch.einsum("fc,bchw->bfhw", network.classifier.weight, features[0])
 
 
@@ -348,7 +346,7 @@ def draw_run(folder):
         if len(paths) == 1:
             draw_training(*paths, rows)
         else:
-            draw_cells(paths[0], load_genotype(source.with_name("genotype.txt")))
+            save_picture(cells_figure(load_genotype(source.with_name("genotype.txt"))).savefig, paths[0])
             draw_cells_over_epochs(paths[1], [parse_genotype(row["genotype"]) for row in rows])
             draw_alphas(paths[2], **rows[-1]["alphas"])
             draw_search(paths[3], rows)

@@ -108,8 +108,8 @@ def run_part(options, row, seed):
     if name == "chexnet":
         given = [*on, "--seed", seed, *shlex.split(options.chexnet)]
         if row == "chexnet_equal_time":
-            films = parse_settings(ROOT / "chexnet.py", [*on, *shlex.split(options.chexnet)]).batch_size
-            given += ["--epochs", epochs_in_equal_time(out, CheXNet(len(FINDINGS)), films, settings)]
+            batch_size = parse_settings(ROOT / "chexnet.py", [*on, *shlex.split(options.chexnet)]).batch_size
+            given += ["--epochs", epochs_in_equal_time(out, CheXNet(len(FINDINGS)), batch_size, settings)]
         script("chexnet.py", out, *given)
     else:
         if row in SEARCHED:

@@ -347,15 +347,11 @@ def parse_options(argv=None):
 
 
 def main(argv=None):
-    """The command line; returns the exit status 0 or 130. What people may meet ends it with one line, see `guarded`."""
+    """The command line; returns 0. What people may meet ends it with one line, see `guarded`."""
     with guarded():
         options = parse_options(argv)
         folder = Path(options.out) / options.name
-        try:
-            counts = prepare(options)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on", file=sys.stderr)
-            return 130
+        counts = prepare(options)
     if counts is None:
         print(f"{folder} holds a finished set and is left as it is; to make another, choose another --name")
         return 0

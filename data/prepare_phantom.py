@@ -397,12 +397,12 @@ def expose(density, rng):
     return (np.clip(film, 0, 1) * 255).round().astype(np.uint8)
 
 
-def render(findings, seed, patient, film, size=SIZE, severity=None):
-    """Draw one film, uint8 (size, size); a severity from 0 to 1 holds for all its signs, None: by chance."""
+def render(findings, seed, patient, film, severity=None):
+    """Draw one film, uint8 (SIZE, SIZE); a severity from 0 to 1 holds for all its signs, None: by chance."""
     # Patient, film and each sign have streams of their own: nothing but the signs depends on the findings.
     chest = draw_patient(stream(seed, 1, patient))
     rng = stream(seed, 1, patient, film)
-    pose(chest, rng, size)
+    pose(chest, rng, SIZE)
     for moving in (True, False):
         for number, (name, sign) in enumerate(zip(FINDINGS, SIGNS, strict=True)):
             if name in findings and (sign in MOVE_ORGANS) == moving:
@@ -413,16 +413,16 @@ def render(findings, seed, patient, film, size=SIZE, severity=None):
     return expose(compose(chest, rng), rng)
 
 
-def prepare(folder=FOLDER, seed=SEED, films=FILMS, size=SIZE):
+def prepare(folder, seed=SEED, films=FILMS):
     """Draw all films and write the set into `folder`; returns the counts per split and finding."""
     table = draw_labels(films, seed)
     labels = table["Finding Labels"].str.split("|")
     film = table.groupby("Patient ID").cumcount()  # number among the patient's films
-    images = np.empty((len(table), size, size), np.uint8)
+    images = np.empty((len(table), SIZE, SIZE), np.uint8)
     for row, patient in enumerate(progress(table["Patient ID"], "phantom", len(table))):
-        images[row] = render(labels[row], seed, int(patient), int(film[row]), size)
+        images[row] = render(labels[row], seed, int(patient), int(film[row]))
     what = "synthetic chest X-ray films, drawn by data/prepare_phantom.py"
-    return write_set(folder, images, table, {"what": what, "notice": NOTICE, "seed": seed, "size": size})
+    return write_set(folder, images, table, {"what": what, "notice": NOTICE, "seed": seed, "size": SIZE})
 
 
 def main():

@@ -25,8 +25,7 @@ def join(device):
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")  # gloo does not support MPS
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 
 

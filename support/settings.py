@@ -3,6 +3,7 @@
 import argparse
 import ast
 import errno
+import io
 import math
 import os
 import sys
@@ -41,14 +42,15 @@ def guarded():
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("stopped by Ctrl-C", status=130)
+        fail("stopped by Ctrl-C; the same command goes on", status=130)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (MemoryError, RuntimeError) as error:
-        memory = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "the memory"
-        if memory == "the memory" and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        gpu = isinstance(error, torch.OutOfMemoryError)
+        if not (gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
             raise
+        memory = "the GPU's memory" if gpu else "the memory"
         fail(f"{memory} is full: lower --batch-size, --c, --layers or --crop", status=1)
     except OSError as error:
         fail_at_place(error)
@@ -75,9 +77,8 @@ def read_constants(script):
 
     Read from the source as data, since the comments are the options' help.
     """
-    with tokenize.open(script) as file:
-        source = file.read()
-    tokens = tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__)
+    source = Path(script).read_text(encoding="utf-8")
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     constants = []
     for node in ast.parse(source).body:
@@ -133,7 +134,7 @@ def parse_settings(script, argv=None):
         elif isinstance(example, list):
             option["action"] = "append"
         else:
-            option["type"] = float if isinstance(example, float) else type(example)
+            option["type"] = type(example)
             option["metavar"] = type(example).__name__.upper()
         parser.add_argument("--" + name.lower().replace("_", "-"), **option)
 
@@ -145,5 +146,5 @@ def parse_settings(script, argv=None):
             check_number(name, value)
         if name in ("out", "data"):
             settings[name] = os.path.expanduser(value)
-    check_set(settings.get("dataset", "phantom"))
+    check_set(settings["dataset"])
     return SimpleNamespace(**settings)

@@ -137,11 +137,10 @@ def data(small_set):
 
 def test_evaluation_films_are_the_whole_film_reduced(data):
     films = Films(data, "test", 64, CPU)
-    batch, labels = films.eval_batch(slice(0, 5))
+    batch = films.eval_batch(slice(0, 5))
     rows = data.rows("test")[:5]
     assert torch.allclose(grey(batch), torch.tensor(data.images[rows]).float(), atol=1e-3)
-    assert np.array_equal(labels, data.labels[rows])
-    small, _ = Films(data, "test", 32, CPU).eval_batch(slice(0, 5))
+    small = Films(data, "test", 32, CPU).eval_batch(slice(0, 5))
     assert small.shape == (5, 3, 32, 32) and small.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(grey(small).mean((1, 2)), grey(batch).mean((1, 2)), atol=3)
 

@@ -91,7 +91,7 @@ def test_two_scripts_at_once_draw_it_once(tmp_path, monkeypatch, capsys):
 
 
 def test_the_seed_is_an_option_and_a_set_of_another_seed_is_left_as_it_is(tmp_path, monkeypatch, one_line):
-    monkeypatch.setattr(phantom.prepare, "__defaults__", (phantom.FOLDER, phantom.SEED, FEW, phantom.SIZE))
+    monkeypatch.setattr(phantom.prepare, "__defaults__", (phantom.SEED, FEW))
     monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(tmp_path / "seven"), "--seed", "7"])
     phantom.main()
     checksum = set_checksum(tmp_path / "seven")

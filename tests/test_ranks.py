@@ -72,7 +72,7 @@ def worker(data, out):
     result["batches"] = [sampler.next() for _ in range(8)]  # two passes
     torch.manual_seed(3)
     network = DerivedNetwork(4, len(FINDINGS), 4, PUBLISHED["DARTS_V1"])
-    network(films.eval_batch(slice(ranks.rank(), ranks.rank() + 8))[0])  # other BatchNorm statistics on every rank
+    network(films.eval_batch(slice(ranks.rank(), ranks.rank() + 8)))  # other BatchNorm statistics on every rank
     eval_batch, seen = films.eval_batch, []
     films.eval_batch = lambda batch: seen.append((batch.start, batch.stop)) or eval_batch(batch)
     result["predictions"] = torch.from_numpy(utils.predict(network, films, 5)[0])
@@ -136,7 +136,7 @@ def test_evaluation_scores_every_film_once_with_the_statistics_of_rank_0(both, s
     films = Films(load_set(small_set / "small"), "train", 32, CPU)
     torch.manual_seed(3)
     network = DerivedNetwork(4, len(FINDINGS), 4, PUBLISHED["DARTS_V1"])
-    network(films.eval_batch(slice(0, 8))[0])
+    network(films.eval_batch(slice(0, 8)))
     alone = torch.from_numpy(utils.predict(network, films, 5)[0])
     for rank in both:
         assert torch.equal(rank["predictions"], alone)

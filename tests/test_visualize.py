@@ -100,16 +100,16 @@ def test_gif_has_a_frame_of_the_same_size_per_epoch(tmp_path):
 def test_mean_of_a_class_activation_is_the_logit_without_the_bias(name):
     torch.manual_seed(0)
     network = CheXNet(len(FINDINGS)) if name == "chexnet" else Network(4, len(FINDINGS), 4, random_genotype(0))
-    network = network.double().train()
+    network = network.double().eval()
     torch.nn.init.normal_(network.classifier.bias)
     films = torch.randn(2, 3, 128, 128, dtype=torch.float64)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     maps = visualize.class_activation(network, films)
-    assert network.training and not maps.requires_grad
+    assert not maps.requires_grad
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())  # BatchNorm's, too
     assert maps.shape == (2, len(FINDINGS), 4, 4)
     with torch.no_grad():
-        logits = network.eval()(films)
+        logits = network(films)
     torch.testing.assert_close(maps.mean(dim=(2, 3)), logits - network.classifier.bias, rtol=1e-5, atol=1e-12)
     assert len(network._forward_hooks) == 0
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
@@ -153,7 +153,7 @@ def test_results_films_and_summary(tmp_path):
     visualize.draw_auc(tmp_path / "auc.png", table, [*FINDINGS, "Average"])
     films = rng.integers(0, 256, (7, 64, 64), dtype=np.uint8)
     texts = ["No Finding"] * 6 + ["|".join(FINDINGS)]
-    visualize.draw_films(tmp_path / "films.png", films, texts)
+    visualize.draw_activation(tmp_path / "films.png", films, [None] * len(films), texts)
     visualize.draw_activation(tmp_path / "activation.png", films, rng.normal(size=(7, 2, 2)), texts)
     draw_summary(tmp_path / "Summary.png")
     for name in ("roc", "auc", "films", "activation", "Summary"):
