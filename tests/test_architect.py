@@ -85,17 +85,6 @@ def test_differences_below_the_nearest_kink_are_exact_on_the_relu_network():
     assert distance(product(architect, radius=1e-7), product(architect)) < 1e-2
 
 
-def test_the_default_product_is_by_differences_with_the_papers_radius():
-    architect = setup(smooth=True, w_steps=2)
-    by_differences = architect.second(TRN, VAL, XI)[1]
-    architect.exact = True
-    exact = architect.second(TRN, VAL, XI)[1]
-    # Both share the first term, so that they differ by −ξ times the difference of their products.
-    difference = [a - b for a, b in zip(by_differences, exact, strict=True)]
-    products = zip(product(architect, radius=0.01), product(architect), strict=True)
-    assert distance(difference, [-XI * (a - b) for a, b in products]) < 1e-6
-
-
 @pytest.mark.parametrize("exact", [False, True])
 def test_first_order_is_second_order_with_xi_zero(exact):
     architect = setup(w_steps=1, exact=exact)

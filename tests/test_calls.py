@@ -352,8 +352,3 @@ def test_what_is_neither_file_nor_genotype_is_one_line(text):
     with pytest.raises(InputError, match=r"no such file, no .* and not one of random, DARTS_V1") as error:
         given_genotype(text)
     assert "\n" not in str(error.value) and len(str(error.value)) < 250
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"genotype\.txt: cannot be read"):
-        load_genotype(tmp_path / "genotype.txt")

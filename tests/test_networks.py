@@ -9,7 +9,7 @@ import model_eval
 import model_search
 from chexnet import CheXNet
 from dataset import FINDINGS
-from genotypes import PRIMITIVES, PUBLISHED, Genotype, random_genotype
+from genotypes import PRIMITIVES, PUBLISHED, Genotype
 from operations import OPS, multiply_adds
 from support.files import InputError
 from utils import criterion
@@ -24,12 +24,6 @@ def weights(network):
 def test_reference_recipes_have_the_published_numbers_of_weights():
     assert weights(model_eval.Network(36, 14, 20, REFERENCE)) == 7_341_098
     assert weights(CheXNet(14)) == 6_968_206
-
-
-@pytest.mark.parametrize("genotype", [*PUBLISHED.values(), random_genotype(1)])
-def test_derived_networks_give_logits(genotype):
-    network = model_eval.Network(4, 3, 5, genotype)
-    assert network(torch.randn(2, 3, 64, 64)).shape == (2, 3)
 
 
 def test_every_candidate_but_none_has_an_operation():

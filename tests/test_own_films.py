@@ -94,19 +94,6 @@ def test_a_sheet_has_the_strongest_findings_with_their_maps(small_set, out, own,
             assert [values is None for values in maps[part]] == [True] + [False] * 5
 
 
-def test_films_of_any_mode_and_shape_are_reduced_as_a_sets_are(small_set, out, tmp_path):
-    folder = tmp_path / "odd"
-    folder.mkdir()
-    ramp = np.linspace(0, 4095, 130 * 100).reshape(130, 100)
-    Image.fromarray(ramp.astype(np.uint16)).save(folder / "deep.png")
-    Image.fromarray((ramp / 16).astype(np.uint8)).convert("RGBA").save(folder / "colour.png")
-    Image.fromarray((ramp / 16).astype(np.uint8)).save(folder / "grey.jpeg", quality=100)
-    score(small_set, out, folder)
-    scores = pd.read_csv(out / "results" / "films_first_order.csv", index_col=0)
-    assert list(scores.index) == ["colour.png", "deep.png", "grey.jpeg"]
-    assert np.ptp(scores.to_numpy(), axis=0).max() < 0.02  # one film, three files
-
-
 # --- Refusals
 
 

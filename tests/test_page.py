@@ -274,11 +274,3 @@ def test_more_films_than_a_page_holds_are_counted(copy, small_set, monkeypatch):
     make(small_set, copy)
     texts = parsed(copy).texts
     assert FILM in texts and "z.png" not in texts and "Not shown here: 1. All sheets are in the folder" in texts
-
-
-def test_predictions_alone_make_a_page(copy, small_set):
-    shutil.rmtree(copy / "weights")
-    run(table_script, small_set, copy, f"--predictions={ALIEN}={copy / 'alien.csv'}")
-    found = parsed(copy)
-    assert len(found.tables) == 2 and "Activation maps" not in found.texts
-    assert "No difference to CheXNet, which is not here: 'python chexnet.py' trains it." in found.texts

@@ -51,10 +51,6 @@ def test_auc_equals_scikit_learns_and_is_nan_without_both_classes():
     assert auc[0] == roc_auc_score(labels[:, 0], scores[:, 0])
 
 
-def test_auc_counts_a_tie_as_half():
-    assert auc_per_finding([[0], [1], [0], [1]], [[0.1], [0.4], [0.4], [0.9]])[0] == 0.875
-
-
 def test_every_resample_of_every_finding_agrees_with_scikit_learn():
     labels, patients, scores = films()
     weights = draw_patients(patients, RESAMPLES, seed=0)

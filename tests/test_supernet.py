@@ -10,7 +10,6 @@ from architect import Architect
 from genotypes import EDGES, PRIMITIVES
 from model_search import EDGES_FROM
 from operations import multiply_adds
-from support.files import InputError
 
 # C, cells, pixels: every way of support.separable
 SIZES = [(4, 5, 32), (20, 4, 32), pytest.param(36, 4, 96, marks=pytest.mark.long)]
@@ -187,8 +186,3 @@ def test_initial_weights_are_drawn_as_those_of_one_module_per_edge():
         if name.startswith("cells") and p.numel() > 1000:
             assert abs(view[name].std() / p.std() - 1) < 0.1, name
             assert abs(view[name].abs().max() / p.abs().max() - 1) < 0.02, name
-
-
-def test_too_few_cells_are_refused():
-    with pytest.raises(InputError, match="at least 4"):
-        model_search.Network(4, CLASSES, 3)
