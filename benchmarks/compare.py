@@ -159,6 +159,13 @@ def best_of(drawn, k):
     return sum(comb(i, k - 1) * auc for i, auc in enumerate(ranked)) / comb(len(ranked), k)
 
 
+def draws_in_the_minutes_of(searched, drawn):
+    """How many drawn cells can be trained in the minutes of a search and a training, at most all there are."""
+    minutes = (searched["search_minutes"] + searched["minutes"]).mean()
+    each = max(0.01, drawn["minutes"].mean())  # minutes are rounded: the shortest training has 0.00
+    return min(len(drawn), max(1, round(minutes / each))) if len(drawn) else 0
+
+
 def format_draws(trained):
     """Searched cells against random ones that had the same chances in another respect, in Markdown."""
     rows = by_row(trained)
@@ -169,21 +176,20 @@ def format_draws(trained):
     if not searched:
         return ""
     columns = ["random cells of its size", "AUC − these", "AUC − random_small"]
-    columns += ["k draws in its minutes", "AUC − best of k"]
+    columns += ["AUC − best random of k", "AUC − best random_small of k"]
     lines = ["| | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
     for row, runs in searched.items():
         size = runs[COSTS[0]].mean()
         alike = of_any_size["test_auc"][(of_any_size[COSTS[0]] / size - 1).abs() <= SIZE_BAND]
         gaps = [difference(runs["test_auc"], some) if len(some) else "–" for some in (alike, small["test_auc"])]
-        minutes = (runs["search_minutes"] + runs["minutes"]).mean()
-        each = max(0.01, drawn["minutes"].mean())  # minutes are rounded: the shortest training has 0.00
-        k = max(1, min(len(drawn), round(minutes / each)))
-        ahead = runs["test_auc"].mean() - best_of(drawn, k)
-        lines.append(f"| {row} | {len(alike)} | {' | '.join(gaps)} | {k} | {ahead:+.3f} |")
+        for some in (drawn, small):
+            k = draws_in_the_minutes_of(runs, some)
+            gaps.append(f"{runs['test_auc'].mean() - best_of(some, k):+.3f} ({k})" if k else "–")
+        lines.append(f"| {row} | {len(alike)} | {' | '.join(gaps)} |")
     notes = (
         f"Of its size: parameters within {SIZE_BAND:.0%} of the row's mean. random_small: each the smallest of {DRAWS} "
-        "random cells. Best of k: the random cell with the best val AUC of as many as can be trained in the minutes of "
-        "a search and a training; its mean over all such draws."
+        "random cells. Best of k: the cell with the best val AUC of as many as can be trained in the minutes of a "
+        "search and a training, or of all there are; k in brackets; its mean over all such draws."
     )
     return "\n".join(["", *lines, "", notes]) + "\n"
 

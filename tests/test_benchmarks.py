@@ -262,13 +262,14 @@ def test_searched_cells_are_set_against_random_ones_of_their_size_and_against_k_
     trained = pd.concat([pd.DataFrame(random), pd.DataFrame(found)])
     # Three random cells have 0.36 to 0.44 M; 6 minutes are three draws, and three of four choices hold the best cell.
     apart = compare.difference(pd.Series([0.8, 0.95]), pd.Series([0.5, 0.6, 0.7]))
-    ahead = f"{0.875 - (3 * 0.9 + 0.7) / 4:+.3f}"
-    assert f"| first_order | 3 | {apart} | – | 3 | {ahead} |" in compare.format_draws(trained)
-    small = pd.DataFrame({"row": "random_small", "parameters_millions": [0.41, 0.5], "test_auc": [0.4, 0.3]})
+    ahead = f"{0.875 - (3 * 0.9 + 0.7) / 4:+.3f} (3)"
+    assert f"| first_order | 3 | {apart} | – | {ahead} | – |" in compare.format_draws(trained)
+    small = {"row": "random_small", "parameters_millions": [0.41, 0.5], "test_auc": [0.4, 0.3]}
+    small = pd.DataFrame(small | {"val_auc": [0.3, 0.4], "minutes": 5.0})  # one in the minutes
     apart = compare.difference(pd.Series([0.8, 0.95]), pd.Series([0.5, 0.6, 0.7, 0.4]))
     apart += " | " + compare.difference(pd.Series([0.8, 0.95]), small["test_auc"])
-    assert f"| first_order | 4 | {apart} | 3 | {ahead} |" in compare.format_draws(pd.concat([trained, small]))
-    assert " | 4 | " in compare.format_draws(trained.assign(minutes=0.0))  # all of them
+    assert f"| first_order | 4 | {apart} | {ahead} | +0.525 (1) |" in compare.format_draws(pd.concat([trained, small]))
+    assert " (4) | " in compare.format_draws(trained.assign(minutes=0.0))  # all of them
     assert compare.format_draws(pd.DataFrame(found)) == ""
 
 
