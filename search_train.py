@@ -87,8 +87,15 @@ def main(settings):
     w_optimizer = SGD(weights, settings.w_lr, settings.w_momentum, weight_decay=settings.w_weight_decay, fused=fused)
     alpha_optimizer = Adam(alphas, settings.alpha_lr, betas, weight_decay=settings.alpha_weight_decay, fused=fused)
     scheduler = CosineAnnealingLR(w_optimizer, settings.epochs, settings.w_lr_min)
-    second, exact = settings.second_order, settings.exact_product
-    architect = Architect(network, utils.criterion, w_optimizer, alpha_optimizer, second, exact, settings.price)
+    architect = Architect(
+        network,
+        utils.criterion,
+        w_optimizer,
+        alpha_optimizer,
+        settings.second_order,
+        exact=settings.exact_product,
+        price=settings.price,
+    )
     run.restore(
         network=network,
         w_optimizer=w_optimizer,
@@ -105,6 +112,7 @@ def main(settings):
 
     warm_up = int(settings.epochs * settings.warm_up)
     for epoch in run.epochs(settings.epochs):
+        warming_up = epoch <= warm_up
         lr = scheduler.get_last_lr()[0]
         network.temperature = temperature(epoch, warm_up, settings.epochs, settings.temperature)
         network.train()
@@ -112,7 +120,7 @@ def main(settings):
             films, labels = trn = trn_sampler.next()
 
             # 1. α step, in float32: the second-order term is a small difference
-            alpha_loss = architect.step(trn, val_sampler.next()) if epoch > warm_up else None
+            alpha_loss = None if warming_up else architect.step(trn, val_sampler.next())
 
             # 2. w step: ∇w L_train(w, α)
             with utils.autocast(device):
@@ -126,11 +134,11 @@ def main(settings):
 
         genotype = network.genotype()
         run.write("genotype_last.txt", format_genotype(genotype))
-        if run.is_best(auc, counts=epoch > warm_up):  # before, the cell is that of α's random start
+        if run.is_best(auc, counts=not warming_up):  # until then the cell is that of α's random start
             run.write("genotype.txt", format_genotype(genotype))
         logits = dict(zip(("normal", "reduce"), network.edge_logits(), strict=True))
         state = diagnostics(genotype, *logits.values())
-        alpha_loss = f"{means['val']:.4f}" if "val" in means else "–"  # in the warm-up
+        alpha_loss = "–" if warming_up else f"{means['val']:.4f}"
         scores = f"{epoch:5}   {lr:7.4f}   {means['train']:10.4f}   {alpha_loss:>12}   {auc:7.3f}"
         run.end_epoch(
             f"{scores}   {state['entropy_normal']:7.3f}   {state['skips']:5} + {state['pools']:<3}",
