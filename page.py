@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from dataset import FINDINGS
@@ -68,9 +68,10 @@ def write_page(out, data, table, averaged, remarks, activations, own, networks):
 
 
 def write_table(rows, header):
-    """{label: cells} as an HTML table; pandas escapes every text that is not Markup."""
+    """{label: cells} as an HTML table, where a header may break after "_"; a text that is not Markup is escaped."""
     table = pd.DataFrame.from_dict(rows, orient="index", columns=header, dtype=object).style
-    table = table.format(escape="html").format_index(escape="html").format_index(escape="html", axis=1)
+    table = table.format(escape="html").format_index(escape="html")
+    table = table.format_index(lambda name: escape(name).replace("_", Markup("_<wbr>")), axis=1)
     return Markup(table.to_html(exclude_styles=True))
 
 

@@ -32,7 +32,7 @@ CELL = PUBLISHED["DARTS_V1"]  # of save_network
 class Parsed(HTMLParser):
     """A page as its tags, its tables (rows of cells' texts) and its other texts, as a browser would show them."""
 
-    VOID = ("meta", "img")
+    VOID = ("meta", "img", "wbr")
 
     def __init__(self, text):
         super().__init__()
@@ -199,7 +199,8 @@ def test_nothing_comes_from_elsewhere(made):
 
 def test_names_show_as_they_are(made):
     found = parsed(made)
-    assert [tag for tag, _ in found.tags].count("script") == 1
+    tags = [tag for tag, _ in found.tags]
+    assert tags.count("script") == 1 and "wbr" in tags  # a long name may go on in a second line
     assert found.tables[0][3][0] == ALIEN and found.tables[1][0][4].strip() == ALIEN
     assert (
         f"{ALIEN}: the average, and any difference, is over what it knows: {', '.join(FINDINGS[:-1])}." in found.texts
