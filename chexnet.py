@@ -34,7 +34,7 @@ DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 # A dict has one value per set; a set without its own takes the phantom's.
 PRETRAINED = {"phantom": False, "chestxray14": True}  # True: start from ImageNet weights
 CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
-EPOCHS = {"phantom": 6, "nih10k": 10, "chestxray14": 100}  # passes over train, at most
+EPOCHS = {"phantom": 6, "nih10k": 20, "chestxray14": 100}  # passes over train, at most
 BATCH_SIZE = {"phantom": 16, "chestxray14": 32}  # films
 
 # The better of two on small sets, and the original's (docs/evidence.md).
