@@ -12,7 +12,8 @@ measured by steps of both networks in turn. chexnet_equal_time has this time, to
 Each part has a folder <out>/<row>_<seed>/ and is a process of one thread. Stop this and start it again as you like:
 what is finished is not run again. Every training is a row of <out>/compare.csv. A table and a figure are made from it,
 <out>/compare.md and compare.png; --rows FILE makes them from a file alone. random=11-30 are the seeds 11 to 30: several
-machines can share the work, and their rows, put into one file, make one table. --beside OTHER, the rows of another set,
+machines can share the work, and their rows, put into one file, make one table. --cells FILE, rows of an earlier
+comparison, trains the cells that its searches found, on another set or longer. --beside OTHER, the rows of another set,
 adds how far the two sets agree on which cells are better.
 """
 
@@ -33,7 +34,7 @@ from benchmarks.parts import ROOT, facts, make_parser, save_rows, script, side_b
 from benchmarks.speed import alternate, batch, network_step
 from chexnet import CheXNet
 from dataset import FINDINGS
-from genotypes import PUBLISHED, load_genotype, random_genotype
+from genotypes import PUBLISHED, load_genotype, parse_genotype, random_genotype, save_genotype
 from model_eval import Network
 from scores import AVERAGE, COSTS, read_scores
 from support.files import InputError, write
@@ -97,6 +98,17 @@ def epochs_in_equal_time(out, network, batch_size, settings):
     return max(1, round(settings.epochs / float(measured.read_text(encoding="utf-8"))))
 
 
+def take_cell(path, row, seed, folder):
+    """Write the cell of a row of a compare.csv as the genotype.txt of a search; returns that search's minutes."""
+    known = pd.read_csv(path)
+    found = known[(known["row"] == row) & (known["seed"] == seed)]
+    if len(found) != 1:
+        raise InputError(f"--cells {path}: {len(found)} rows are {row} of seed {seed}, it takes 1")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_genotype(folder / "genotype.txt", parse_genotype(found["genotype"].item()))
+    return found["search_minutes"].item()
+
+
 def run_part(options, row, seed):
     """Search where the row says so, train, score; a row of the table."""
     out = Path(options.out) / f"{row}_{seed}"
@@ -113,8 +125,11 @@ def run_part(options, row, seed):
         script("chexnet.py", out, *given)
     else:
         if row in SEARCHED:
-            script("search_train.py", out, *on, "--seed", seed, *SEARCHED[row], *shlex.split(options.search))
-            search = facts(out / f"search_{name}")
+            if options.cells:
+                search = {"minutes": take_cell(options.cells, row, seed, out / f"search_{name}")}
+            else:
+                script("search_train.py", out, *on, "--seed", seed, *SEARCHED[row], *shlex.split(options.search))
+                search = facts(out / f"search_{name}")
             genotype, cell = load_genotype(out / f"search_{name}" / "genotype.txt"), order
         elif row == "random_small":
             genotype = small_genotype(seed, settings)
@@ -257,6 +272,7 @@ def main(arguments=None):
     parser = make_parser(__doc__, "compare", **scripts)
     parser.add_argument("parts", nargs="*", metavar="ROW=N", help=f"rows and seeds ({' '.join(DEFAULT)})")
     parser.add_argument("--dataset", default="phantom", help="a prepared set")
+    parser.add_argument("--cells", metavar="FILE", help="a compare.csv whose searched cells are trained; no search")
     parser.add_argument("--beside", metavar="OTHER", help="the compare.csv of another set")
     options = parser.parse_args(arguments)
     beside = pd.read_csv(options.beside) if options.beside else None

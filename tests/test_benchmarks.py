@@ -127,6 +127,20 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, c
 
 
 @pytest.mark.long
+def test_compare_trains_the_cells_that_an_earlier_comparison_found(here, tmp_path):
+    earlier = tmp_path / "earlier.csv"
+    found = [("first_order", 1, 3), ("first_order", 2, 5), ("random", 2, 7)]
+    rows = [{"row": row, "seed": seed, "genotype": random_genotype(draw)} for row, seed, draw in found]
+    pd.DataFrame(rows).assign(search_minutes=[3.25, 4.5, None]).to_csv(earlier)
+    options = [*here, "--out", str(tmp_path / "out"), "--cells", str(earlier)]
+    compare.main(["first_order=2-2", *options])
+    trained = pd.read_csv(tmp_path / "out" / "compare.csv").iloc[0]
+    assert trained["genotype"] == str(random_genotype(5)) and trained["search_minutes"] == 4.5
+    with pytest.raises(InputError, match=r"earlier\.csv: 0 rows are first_order of seed 3"):
+        compare.main(["first_order=3-3", *options])
+
+
+@pytest.mark.long
 def test_quality_trains_for_the_minutes_asked_and_tables_them(here, tmp_path, capsys, monkeypatch):
     facts = quality.facts  # 3 s an epoch, so that 6 and 12 s are 2 and 4 epochs, whatever the machine does
     monkeypatch.setattr(quality, "facts", lambda run: facts(run) | {"epoch_seconds": 3})
