@@ -30,7 +30,7 @@ import torch
 from scipy.stats import percentileofscore, ttest_ind
 
 import visualize
-from benchmarks.parts import ROOT, facts, make_parser, save_rows, script, side_by_side
+from benchmarks.parts import ROOT, facts, make_parser, read_rows, save_rows, script, side_by_side
 from benchmarks.speed import alternate, batch, network_step
 from chexnet import CheXNet
 from dataset import FINDINGS
@@ -46,6 +46,8 @@ SEARCHED = {
     "second_order_exact": ["--second-order", "--exact-product"],
 }
 ROWS = (*SEARCHED, "random", "random_small", *PUBLISHED, "chexnet_equal_time", "chexnet")
+TEXTS, NUMBERS = ("dataset", "row", "genotype"), ("test_auc", *COSTS, "search_minutes", "val_auc", "minutes")
+COLUMNS = dict.fromkeys(TEXTS, str) | dict.fromkeys(NUMBERS, float) | {"seed": int, "epochs": int}  # of the CSV
 REFERENCE = "DARTS_V2"  # trains for the default number of epochs, other cells as long as it does
 STEPS = 31  # of each of two networks, to measure which takes longer
 MEASURING = threading.Lock()  # parts share this process
@@ -100,7 +102,7 @@ def epochs_in_equal_time(out, network, batch_size, settings):
 
 def take_cell(path, row, seed, folder):
     """Write the cell of a row of a compare.csv as the genotype.txt of a search; returns that search's minutes."""
-    known = pd.read_csv(path)
+    known = read_rows(path, COLUMNS)
     found = known[(known["row"] == row) & (known["seed"] == seed)]
     if len(found) != 1:
         raise InputError(f"--cells {path}: {len(found)} rows are {row} of seed {seed}, it takes 1")
@@ -118,9 +120,9 @@ def run_part(options, row, seed):
     order = ["--second-order"] if name == "second_order" else []
     search = {}
     if name == "chexnet":
-        given = [*on, "--seed", seed, *shlex.split(options.chexnet)]
+        given = [*on, "--seed", str(seed), *shlex.split(options.chexnet)]
         if row == "chexnet_equal_time":
-            batch_size = parse_settings(ROOT / "chexnet.py", [*on, *shlex.split(options.chexnet)]).batch_size
+            batch_size = parse_settings(ROOT / "chexnet.py", given).batch_size
             given += ["--epochs", epochs_in_equal_time(out, CheXNet(len(FINDINGS)), batch_size, settings)]
         script("chexnet.py", out, *given)
     else:
@@ -275,9 +277,9 @@ def main(arguments=None):
     parser.add_argument("--cells", metavar="FILE", help="a compare.csv whose searched cells are trained; no search")
     parser.add_argument("--beside", metavar="OTHER", help="the compare.csv of another set")
     options = parser.parse_args(arguments)
-    beside = pd.read_csv(options.beside) if options.beside else None
+    beside = read_rows(options.beside, COLUMNS) if options.beside else None
     if options.rows:
-        return report(pd.read_csv(options.rows), Path(options.rows), beside)
+        return report(read_rows(options.rows, COLUMNS), Path(options.rows), beside)
 
     parts = {(row, seed) for row, seeds in map(read_part, options.parts or DEFAULT) for seed in seeds}
     # Seed by seed, so that a comparison that was stopped early has something of every row.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from support.files import write
+from support.files import InputError, write
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = threading.Event()  # set when a part fails: no other part begins, and no other script
@@ -39,6 +39,17 @@ def save_rows(path, rows):
     trained = pd.DataFrame(rows)
     write(path, trained.to_csv(index=False, lineterminator="\n"))
     return trained
+
+
+def read_rows(path, columns):
+    """Rows that `save_rows` wrote, as a data frame. columns {name: type} must be there. Raises InputError."""
+    try:
+        rows = pd.read_csv(path, dtype=columns)
+    except ValueError as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"{path}: not rows of this benchmark ({error})") from None
+    if missing := [name for name in columns if name not in rows]:
+        raise InputError(f"{path}: not rows of this benchmark (no {', '.join(missing)} in its header)")
+    return rows
 
 
 def script(name, out, *arguments):

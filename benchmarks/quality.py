@@ -14,15 +14,15 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
 import visualize
-from benchmarks.parts import facts, make_parser, save_rows, script, side_by_side
+from benchmarks.parts import facts, make_parser, read_rows, save_rows, script, side_by_side
 from genotypes import PUBLISHED, given_genotype
 from support.files import InputError, load_state, write
 from support.settings import guarded
 
 PACE = 2  # epochs of the training that measures how long one takes; the first one warms up
+TEXTS, NUMBERS = ("dataset", "network"), ("asked", "parameters_millions", "val_auc", "minutes")
+COLUMNS = dict.fromkeys(TEXTS, str) | dict.fromkeys(NUMBERS, float) | {"seed": int, "epochs": int}  # of the CSV
 
 
 def name_of(network):
@@ -92,7 +92,7 @@ def main(arguments=None):
     parser.add_argument("--dataset", default="phantom", help="a prepared set")
     options = parser.parse_args(arguments)
     if options.rows:
-        return report(pd.read_csv(options.rows), Path(options.rows))
+        return report(read_rows(options.rows, COLUMNS), Path(options.rows))
     if not options.networks:
         raise InputError("name at least one network: chexnet, or a cell such as DARTS_V2 (see --help)")
 

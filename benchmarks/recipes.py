@@ -13,11 +13,11 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
-from benchmarks.parts import facts, make_parser, save_rows, script, side_by_side
+from benchmarks.parts import facts, make_parser, read_rows, save_rows, script, side_by_side
 from support.files import InputError, write
 from support.settings import guarded
+
+COLUMNS = {"command": str, "dataset": str, "seed": int, "val_auc": float, "epochs": int, "minutes": float}  # of the CSV
 
 
 def run_part(options, command, dataset, seed):
@@ -59,7 +59,7 @@ def main(arguments=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings")
     options = parser.parse_args(arguments)
     if options.rows:
-        return report(pd.read_csv(options.rows), Path(options.rows))
+        return report(read_rows(options.rows, COLUMNS), Path(options.rows))
     if not options.commands:
         raise InputError("name at least one command, such as 'chexnet.py --batch-size 32' (see --help)")
     for command in options.commands:

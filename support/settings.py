@@ -63,7 +63,7 @@ def fail_at_place(error):
         fail(f"{where}; make room and repeat the command: it goes on where it was saved", status=1)
     if error.errno not in NO_PLACE or not error.filename:
         raise error
-    fail(f"{where}: choose another place with --out or --data")
+    fail(f"{where}: check it, or choose another place with --out or --data")
 
 
 def fail(message, status=2):

@@ -131,7 +131,8 @@ def test_compare_trains_the_cells_that_an_earlier_comparison_found(here, tmp_pat
     earlier = tmp_path / "earlier.csv"
     found = [("first_order", 1, 3), ("first_order", 2, 5), ("random", 2, 7)]
     rows = [{"row": row, "seed": seed, "genotype": random_genotype(draw)} for row, seed, draw in found]
-    pd.DataFrame(rows).assign(search_minutes=[3.25, 4.5, None]).to_csv(earlier)
+    others = dict.fromkeys(compare.COLUMNS.keys() - rows[0].keys(), 1)
+    pd.DataFrame(rows).assign(**others | {"search_minutes": [3.25, 4.5, None]}).to_csv(earlier)
     options = [*here, "--out", str(tmp_path / "out"), "--cells", str(earlier)]
     compare.main(["first_order=2-2", *options])
     trained = pd.read_csv(tmp_path / "out" / "compare.csv").iloc[0]
@@ -198,6 +199,14 @@ def test_parts_run_side_by_side_and_end_where_one_fails(tmp_path):
     with pytest.raises(SystemExit):  # nothing more starts
         parts.script("val_train.py", tmp_path / "next")
     assert not (tmp_path / "next").exists()
+
+
+@pytest.mark.parametrize("module", [compare, quality, recipes])
+@pytest.mark.parametrize(("text", "problem"), [("", "No columns"), ("seed,epochs\none,2\n", "one"), ("a\n1\n", "no ")])
+def test_files_that_hold_no_rows_are_named(module, text, problem, tmp_path):
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(InputError, match=rf"rows\.csv: not rows of this benchmark \(.*{problem}"):
+        module.main(["--rows", str(tmp_path / "rows.csv")])
 
 
 @pytest.mark.parametrize("text", ["first_order", "first=3", "random=0", "random=x", "=3", "random=3-2"])

@@ -169,7 +169,11 @@ def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
         (MemoryError(), 1, "the memory is full: lower --batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "the memory is full"),
-        (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied: choose another place"),
+        (
+            PermissionError(13, "Permission denied", "/a/b"),
+            2,
+            "/a/b: Permission denied: check it, or choose another place",
+        ),
     ],
 )
 def test_what_ends_a_command_is_one_line(error, status, words, one_line):
