@@ -102,8 +102,15 @@ def make_optimizer(settings, weights, steps):
     return optimizer, ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=settings.patience, threshold=0)
 
 
-def main(settings):
+def check_settings(settings):
+    """Raise InputError for what would train nothing."""
     utils.check_recipe(settings.recipe)
+    if settings.recipe == "reference" and settings.lr < settings.lr_stop:
+        raise InputError(f"LR (--lr) is {settings.lr:g}, below LR_STOP (--lr-stop): no epoch would be trained")
+
+
+def main(settings):
+    check_settings(settings)
     device = utils.select_device(settings.device)
     generator = utils.seed_everything(settings.seed, device, settings.deterministic)
     data, trn_films, val_films = open_splits(settings.data, settings.dataset, settings.crop, device, "train", "val")

@@ -77,9 +77,11 @@ def check_table(table, films):
         raise InputError(f"no column {missing[0]!r} among {', '.join(map(repr, table.columns))}")
     if len(table) != films:
         raise InputError(f"{len(table)} rows for the {films} films of images.npy")
+    empty = table[COLUMNS].isna() | (table[COLUMNS] == "")
+    if empty.any(axis=None):  # films without a patient would count as one patient's
+        row, column = np.argwhere(empty.to_numpy())[0]
+        raise InputError(f"row {row + 1}: no {COLUMNS[column]}")
     labels = encode_findings(table["Finding Labels"])
-    if (empty := table["Patient ID"] == "").any():  # they would count as one patient
-        raise InputError(f"row {int(np.flatnonzero(empty)[0]) + 1}: no Patient ID")
     for column, values in (("split", SPLITS), ("Image Index", None)):
         bad = ~table[column].isin(values) if values else table[column].duplicated()
         if bad.any():

@@ -92,7 +92,7 @@ def diagnostics(genotype, logits_normal, logits_reduce):
 
 def random_genotype(seed):
     """A cell drawn uniformly: per node two different earlier nodes, per edge any operation but `none`."""
-    rng = random.Random(seed)
+    rng = random.Random(seed % 2**64)  # which takes the absolute value of a negative seed
 
     def cell():
         pairs = []

@@ -12,7 +12,7 @@ computes the same function, up to rounding, several times faster: it goes from s
 Tensors are channels-last, which roughly halves the time of a step on a CPU.
 
 Legend: B films; C channels of this cell, C_p of the previous, C_pp of the one before; E edges that leave a node,
-stacked as E·C channels, edge by edge. The "weights" of an edge are softmax(α), shape (E, operations); the w of the
+stacked as E·C channels, edge by edge. The "weights" of an edge are softmax(α / τ), shape (E, operations); the w of the
 paper are the networks' other parameters.
 """
 
@@ -153,7 +153,7 @@ class Network(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_p, num_classes)
 
-        # α starts almost equal: no operation is ahead by chance.
+        # Almost equal, as in the code of the paper's authors; the paper starts at 0 (appendix A.1.1).
         self.alphas_normal = nn.Parameter(1e-3 * torch.randn(len(EDGES), len(PRIMITIVES)))
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(len(EDGES), len(PRIMITIVES)))
         self.temperature = 1.0  # τ of softmax(α / τ); the paper has no τ
@@ -181,9 +181,9 @@ class Network(nn.Module):
         return [alphas / self.temperature for alphas in self.arch_parameters()]
 
     def cost(self):
-        """Expected multiply-adds, Σ softmax(α / τ) · cost over the edges of one normal and one reduction cell.
+        """Σ softmax(α / τ) · cost over the edges of one normal and one reduction cell of the first cell's C channels.
 
-        In units of a sep_conv_5x5 on the same edge (`edge_costs`).
+        cost: an operation's multiply-adds, as a share of those of a sep_conv_5x5 on the same edge (`edge_costs`).
         """
         edges = zip(self.edge_logits(), self.costs, strict=True)
         return total((logits.softmax(dim=-1) * costs).sum() for logits, costs in edges)

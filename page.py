@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from dataset import FINDINGS
-from scores import AVERAGE, BASELINE, COSTS
+from scores import AVERAGE, BASELINE, COSTS, partial_networks
 from support.files import write
 from visualize import map_note, overlay
 
@@ -50,7 +50,7 @@ def write_page(out, data, table, averaged, remarks, activations, own, networks):
         films=len(test),
         patients=data.table["Patient ID"].iloc[test].nunique(),
         summary=write_summary(table),
-        findings=write_findings(table, positives, len(averaged)),
+        findings=write_findings(table, positives, averaged),
         marks=BASELINE in table.index.unique("network"),
         remarks=remarks,
         charts={name: embed((out / "results" / f"{name}.png").read_bytes()) for name in ("auc", "roc")},
@@ -101,7 +101,7 @@ def write_summary(table):
 
 
 def write_findings(table, positives, averaged):
-    """One row per finding, one column per network, and last the averages over so many findings; as HTML.
+    """One row per finding, one column per network, and last the averages over the findings `averaged`; as HTML.
 
     positives {finding: films}.
     """
@@ -111,7 +111,12 @@ def write_findings(table, positives, averaged):
         best = best_of_row(scores)
         limits = scores[["auc", "low", "high"]].itertuples(name=None)
         cells = [with_interval(*numbers, name == best) for name, *numbers in limits]
-        label = f"Average of {averaged}" if finding == AVERAGE else finding.replace("_", " ")
+        if finding == AVERAGE:
+            label = f"Average of {len(averaged)}"
+            known = {name: f" (of {scores.loc[name, 'averaged']:.0f})" for name in partial_networks(table, averaged)}
+            cells = [cell + known.get(name, "") for name, cell in zip(scores.index, cells, strict=True)]
+        else:
+            label = finding.replace("_", " ")
         rows[label] = [positives.get(finding, ""), *cells]
     return write_table(rows, ["Films", *table.index.unique("network")])
 
@@ -125,8 +130,9 @@ def best_of_row(scores):
     ranked = scores[scores["auc"].notna()].sort_values("auc", ascending=False)
     if len(ranked) < 2 or BASELINE not in ranked.index[:2]:
         return None
-    other = ranked.loc[ranked.index[1] if ranked.index[0] == BASELINE else ranked.index[0]]
-    return ranked.index[0] if other["difference_low"] > 0 or other["difference_high"] < 0 else None
+    first, second = ranked.index[:2]
+    behind, ahead = scores.loc[second, "difference_high"] < 0, scores.loc[first, "difference_low"] > 0
+    return first if (behind if first == BASELINE else ahead) else None
 
 
 # --- Pictures

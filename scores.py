@@ -53,8 +53,7 @@ def draw_patients(patients, resamples, seed):
 def weighted_auc(positive, scores, weights):
     """The AUC of one finding in each resample, (resamples,); NaN where a class is missing.
 
-    positive (N,) bool; scores (N,); weights (resamples, N): how often a film counts. The AUC is the share of pairs of a
-    positive and a negative film in which the positive one has the higher score; a tie counts half.
+    positive (N,) bool; scores (N,); weights (resamples, N): how often a film counts.
     """
     order = np.argsort(scores)
     positive, scores, weights = positive[order], scores[order], weights[:, order]

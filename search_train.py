@@ -108,7 +108,7 @@ def main(settings):
     if run.new:
         run.log(f"{order} order, {data.name}: {len(trn_films)} train and {len(val_films)} val films; {run.where()}")
         run.log(f"supernet: {sum(p.numel() for p in weights) / 1e6:.2f} M weights")
-        run.log("epoch   lr of w   train loss   α's val loss   val AUC   entropy   skips+pools")
+        run.log("epoch   lr of w   train loss   α's val loss   val AUC   normal's entropy   skips+pools")
 
     warm_up = int(settings.epochs * settings.warm_up)
     for epoch in run.epochs(settings.epochs):
@@ -141,7 +141,7 @@ def main(settings):
         alpha_loss = "–" if warming_up else f"{means['val']:.4f}"
         scores = f"{epoch:5}   {lr:7.4f}   {means['train']:10.4f}   {alpha_loss:>12}   {auc:7.3f}"
         run.end_epoch(
-            f"{scores}   {state['entropy_normal']:7.3f}   {state['skips']:5} + {state['pools']:<3}",
+            f"{scores}   {state['entropy_normal']:16.3f}   {state['skips']:5} + {state['pools']:<3}",
             partial(visualize.cells_figure, genotype),
             lr=lr,
             train_loss=means["train"],

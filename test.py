@@ -94,7 +94,7 @@ def find_networks(folder, order, data, others):
 
 
 def common_crop(networks, data):
-    """The crop that all networks were trained at, without any the films' size. Raises InputError for several."""
+    """The networks' common crop; without networks the films' size, down to a multiple of 32. Raises InputError."""
     crops = {name: saved["settings"]["crop"] for name, (_, saved) in networks.items()}
     if len(set(crops.values())) > 1:  # their scores would not be comparable
         where = "move the others out of weights/, or train them again with --crop"
@@ -121,8 +121,8 @@ def draw(folder, table, films, probabilities, networks):
     Returns {network: (films, maps, texts)} of the two, as `visualize.draw_activation` takes them.
     """
     labels = films.labels.cpu().numpy()
-    shown = {name: name.replace("$", "\\$") for name in probabilities}  # Matplotlib would take it for a formula ...
-    shown |= {name: f" {text}" for name, text in shown.items() if text[0] == "_"}  # ... and leave this one out
+    shown = {name: name.replace("$", "\\$") for name in probabilities}  # Matplotlib would take it for a formula,
+    shown |= {name: f" {text}" for name, text in shown.items() if text[0] == "_"}  # and leave it out of legends
     scores = {text: probabilities[name] for name, text in shown.items()}
     visualize.draw_roc(folder / "roc.png", labels, scores, FINDINGS)
     scores = {text: table.loc[name, ["auc", "low", "high"]].to_numpy() for name, text in shown.items()}

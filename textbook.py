@@ -46,7 +46,7 @@ class Zero(nn.Module):
 class FactorizedReduce(nn.Module):
     """Halves even H and W: (B, C_in, H, W) -> (B, C_out, H / 2, W / 2), C_out even.
 
-    A 1x1 convolution of stride 2 sees a quarter of the positions; another, shifted by (1, 1), sees another.
+    Two 1x1 convolutions of stride 2, on even and on odd positions, make half of the channels each.
     """
 
     def __init__(self, C_in, C_out):
@@ -141,6 +141,9 @@ class TextbookNetwork(nn.Module):
 
     Cells at layers//4, 2*layers//4 and 3*layers//4 reduce: half the size, twice the channels. Normal cells
     share `alphas_normal`, reduction cells `alphas_reduce`, each (14 edges, 8 operations). w is never shared.
+
+    Not the paper's: it has two reduction cells, at a third and two thirds of the depth, a stem for 32 px, and α starts
+    at 0.
     """
 
     def __init__(self, C, num_classes, layers):
@@ -286,7 +289,7 @@ def plain_twin(network):
 
 
 class OriginalArchitect:
-    """One α step in the manner of the original: what `benchmarks.speed` times and the tests compare with.
+    """One α step as in the repository that this one replaces, for `benchmarks.speed` and the tests.
 
     Each second-order step builds a new network for w' and moves the live weights to w⁺ and w⁻ and back. Its passes
     write the running statistics of the network, and each is a whole backward() with all weight gradients.

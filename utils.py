@@ -54,7 +54,8 @@ def check_recipe(name):
 def one_cycle(weights, rate, decay, steps):
     """AdamW and its rate's schedule (Smith and Topin, arXiv 1708.07120), which is to be stepped after each of `steps`.
 
-    The rate rises to `rate` in 0.3 of the steps and falls to almost 0. decay: AdamW's weight decay.
+    The rate rises to `rate` in 0.3 of the steps and falls to almost 0; meanwhile β1 falls from 0.95 to 0.85, and rises
+    again. decay: AdamW's weight decay.
     """
     optimizer = AdamW(weights, rate, weight_decay=decay, fused=weights[0].is_cuda)  # fused: one kernel for all
     return optimizer, OneCycleLR(optimizer, rate, steps + 1)  # one more: after the last step

@@ -77,6 +77,8 @@ def change(table, row, column, value):
             "no column 'Patient ID' among 'Image Index', 'Finding Labels', 'split'",
         ),
         (lambda t: change(t.astype({"Patient ID": object}), 6, "Patient ID", ""), "row 7: no Patient ID"),
+        (lambda t: change(t.astype({"Patient ID": object}), 6, "Patient ID", None), "row 7: no Patient ID"),
+        (lambda t: change(t, 8, "Image Index", None), "row 9: no Image Index"),
         (no_positive_test_film, "split 'test' has no finding with a positive and a negative film"),
         (lambda t: t.assign(split=t["split"].replace("val", "train")), "split 'val' has no film"),
     ],

@@ -80,6 +80,7 @@ def test_random_genotypes_are_valid_and_survive_writing_and_reading(seed):
 
 
 def test_random_genotypes_use_every_operation_and_source():
+    assert random_genotype(-1) != random_genotype(1)
     drawn = [random_genotype(seed) for seed in range(200)]
     assert {op for g in drawn for op, _ in g.normal + g.reduce} == set(PRIMITIVES[1:])
     assert {source for g in drawn for _, source in g.normal[-2:]} == set(range(INPUT_NODES + NODES - 1))

@@ -124,7 +124,8 @@ def test_every_number_is_that_of_the_table(made):
     assert [name.strip() for name in findings[0]] == ["", "Films", *names]
     assert [row[0] for row in findings[1:]] == [*(f.replace("_", " ") for f in FINDINGS), "Average of 14"]
     for finding, row in zip([*FINDINGS, AVERAGE], findings[1:], strict=True):
-        assert row[2:] == [shown(scores.loc[(name, finding)]) for name in names]
+        known = ["", "", " (of 13)" if finding == AVERAGE else ""]  # ALIEN knows no hernia
+        assert row[2:] == [shown(scores.loc[(n, finding)]) + of for n, of in zip(names, known, strict=True)]
     assert findings[14][4] == "n/a"
     assert [row[0] for row in summary[1:]] == names
     for name, row in zip(names, summary[1:], strict=True):
@@ -219,6 +220,9 @@ def test_names_show_as_they_are(made):
         ({"a": (0.6, -0.2, 0.01), "b": (0.5, -0.3, -0.1), "chexnet": (0.7, math.nan, math.nan)}, None),
         ({"a": (0.9, 0.1, 0.2), "b": (0.8, 0.01, 0.2), "chexnet": (0.7, math.nan, math.nan)}, None),
         ({"a": (0.8, math.nan, math.nan), "chexnet": (0.7, math.nan, math.nan)}, None),
+        # The difference is over what both know, so its sign need not be that of the difference of the averages.
+        ({"a": (0.8, -0.2, -0.1), "chexnet": (0.7, math.nan, math.nan)}, None),
+        ({"a": (0.6, 0.1, 0.2), "chexnet": (0.7, math.nan, math.nan)}, None),
         ({"a": (math.nan,) * 3, "chexnet": (0.7, math.nan, math.nan)}, None),
         ({"a": (0.8, math.nan, math.nan), "b": (0.7, math.nan, math.nan)}, None),
     ],

@@ -186,6 +186,12 @@ def test_settings_out_of_range_are_one_line_and_write_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_rate_at_which_chexnet_would_not_start_is_one_line(small_set, tmp_path, one_line):
+    said = one_line(run, chexnet, small_set, tmp_path, "--recipe", "reference", "--lr", "5e-8")
+    assert said.strip().endswith("LR (--lr) is 5e-08, below LR_STOP (--lr-stop): no epoch would be trained")
+    assert not list(tmp_path.iterdir())
+
+
 def test_deterministic_algorithms_are_asked_for(small_set, tmp_path):
     try:
         run(val_train, small_set, tmp_path, "--genotype", "DARTS_V2", "--deterministic")
