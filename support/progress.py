@@ -44,11 +44,11 @@ class Losses:
     """
 
     def __init__(self, device):
-        self.device, self.epoch = device, 0
+        self.device = device
         self.begin_epoch()
 
     def begin_epoch(self):
-        self.epoch, self.steps, self.names, self.recent = self.epoch + 1, 0, [], []
+        self.steps, self.names, self.recent = 0, [], []
         self.sums = torch.zeros((), device=self.device)
 
     def add(self, losses, samplers):
@@ -57,24 +57,24 @@ class Losses:
         self.names, self.sums, self.steps = list(losses), self.sums + values, self.steps + 1
         self.recent.append((values, [(sampler.films, sampler.index) for sampler in samplers]))
 
-    def means(self):
-        """{name: mean so far}, numbers; empty before the first step."""
+    def means(self, epoch):
+        """{name: mean so far}, numbers; empty before the first step. epoch: what a message calls this one."""
         read = torch.stack([values for values, _ in self.recent]).tolist() if self.recent else []  # one wait for all
         first = self.steps - len(read) + 1
         for step, (losses, (_, batches)) in enumerate(zip(read, self.recent, strict=True), first):
             for loss, (films, index) in zip(losses, batches, strict=True):
                 if not math.isfinite(loss):
                     names = ", ".join(films.names[index.cpu().numpy()])
-                    where = f"epoch {self.epoch}, step {step}: the loss on {films.split} is {loss}"
+                    where = f"epoch {epoch}, step {step}: the loss on {films.split} is {loss}"
                     raise SystemExit(f"error: {where}; lower the learning rate, with --fresh; its films: {names}")
         self.recent = []
         return dict(zip(self.names, (self.sums / self.steps).tolist(), strict=True)) if self.steps else {}
 
     def state_dict(self):
-        return {"epoch": self.epoch, "steps": self.steps, "names": self.names, "sums": self.sums}
+        return {"steps": self.steps, "names": self.names, "sums": self.sums}
 
     def load_state_dict(self, state):
-        self.epoch, self.steps, self.names = state["epoch"], state["steps"], state["names"]
+        self.steps, self.names = state["steps"], state["names"]
         self.sums = state["sums"].to(self.device)
 
 
@@ -82,19 +82,24 @@ class Pace:
     """Notices on a CPU with several threads that steps have become slow, as beside another busy program."""
 
     def __init__(self, device):
-        self.fastest = math.inf  # seconds a step
+        self.fastest, self.losses = math.inf, None  # seconds a step, and the losses of these steps
         self.watching = device.type == "cpu" and torch.get_num_threads() > 1
 
     def begin(self):
         """Before the first step of an epoch, or of what is left of it."""
         self.last = None
 
-    def read(self, step):
-        """After a step: a line, once in a run, where the steps since the last reading were SLOWER times as slow."""
+    def read(self, step, losses):
+        """After a step: a line, once in a run, where the steps since the last reading were SLOWER times as slow.
+
+        losses: their names. Steps with others, as after the warm-up of a search, are other steps.
+        """
         now, before = time.perf_counter(), self.last
         self.last = step, now
         if before is None or not self.watching:
             return ""
+        if losses != self.losses:
+            self.fastest, self.losses = math.inf, losses
         seconds = (now - before[1]) / (step - before[0])
         self.fastest = min(self.fastest, seconds)
         if seconds < SLOWER * self.fastest:

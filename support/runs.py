@@ -267,7 +267,7 @@ class Run:
             reading = step % LOG_EVERY == 0
             if reading:
                 bar.set_postfix(loss=f"{next(iter(self.means().values())):.4f}", refresh=False)
-                if warning := self.pace.read(step):
+                if warning := self.pace.read(step, self.losses.names):
                     self.log(warning)
             self.pause(together=reading)
 
@@ -278,7 +278,7 @@ class Run:
 
     def means(self):
         """{name: mean of this loss over the epoch so far}. A loss that is not finite ends the run."""
-        return self.losses.means()
+        return self.losses.means(self.progress["epoch"] + 1)
 
     def ask(self, number, _):
         """On a signal: stop after the step at hand; a second one stops at once."""
@@ -316,9 +316,9 @@ class Run:
 
     def write(self, name, line):
         """A text file of one line in the folder, whole or not at all; every rank finds it there afterwards."""
-        with ranks.first_rank_first():
-            if ranks.rank() == 0:
-                write(self.folder / name, line + "\n")
+        if ranks.rank() == 0:
+            write(self.folder / name, line + "\n")
+        ranks.wait()
 
     def is_best(self, auc, counts=True):
         """Whether this epoch's val AUC is the best so far. counts: False for an epoch that must not be the best."""

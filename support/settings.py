@@ -18,7 +18,9 @@ from support.files import InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT}
-NO_PLACE |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+NO_PLACE |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY}
+# Settings that are integers; all other numbers are not, also where somebody writes 5 for 5.0.
+INTEGERS = {"batch_size", "c", "crop", "epochs", "layers", "min_patients", "patience", "resamples", "seed"}
 
 
 def start(main, script, argv=None):
@@ -73,36 +75,40 @@ def fail(message, status=2):
 
 
 def read_constants(script):
-    """The UPPER_CASE constants of a script with the comment behind each: [(name, value, comment)].
+    """The UPPER_CASE constants of a script with the comment behind each: {name: (value, comment)}.
 
-    Read from the source as data, since the comments are the options' help.
+    Read from the source as data, since the comments are the options' help. Raises InputError.
     """
     source = Path(script).read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    constants = []
+    constants = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
             name = node.targets[0].id
             try:
-                constants.append((name, ast.literal_eval(node.value), comments.get(node.lineno, "")))
+                value = ast.literal_eval(node.value)
             except ValueError:
                 raise InputError(f"{script}, line {node.lineno}: {name} must be a plain value") from None
+            if isinstance(value, dict) and "phantom" not in value:
+                raise InputError(f"{script}, line {node.lineno}: {name} has no 'phantom', whose value other sets take")
+            constants[name] = value, comments.get(node.lineno, "")
     return constants
 
 
 def check_number(name, value):
     """Raise InputError unless the number makes sense: counts from 1, all else from 0, a share below 1."""
-    low, high, rule = 0, math.inf, "a number, at least 0"
+    kind = "an integer" if name in INTEGERS else "a number"
+    low, high, rule = 0, math.inf, f"{kind}, at least 0"
     if name == "seed":
         low, high, rule = -(2**63), 2**63, "an integer of 64 bits"
     elif name == "temperature":
         low, rule = 1e-3, "at least 0.001"
     elif name in ("drop_path", "alpha_beta1", "warm_up") or name.endswith("momentum"):
         high, rule = 1, "at least 0 and below 1"
-    elif isinstance(value, int) and name != "patience":
-        low, rule = 1, "at least 1"
-    if not low <= value < high:
+    elif name in INTEGERS - {"patience"}:
+        low, rule = 1, "an integer, at least 1"
+    if not low <= value < high or (name in INTEGERS and not isinstance(value, int)):
         raise InputError(f"{name.upper()} (--{name.replace('_', '-')}) is {value} and must be {rule}")
 
 
@@ -126,7 +132,7 @@ def parse_settings(script, argv=None):
     constants = read_constants(script)
     title = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8"))).split("\n")[0]
     parser = _Parser(Path(script).name, description=title, allow_abbrev=False)
-    for name, value, comment in constants:
+    for name, (value, comment) in constants.items():
         example = value["phantom"] if isinstance(value, dict) else value
         option = {"help": f"{comment} [{value}]".replace("%", "%%"), "default": argparse.SUPPRESS}
         if isinstance(example, bool):
@@ -134,16 +140,18 @@ def parse_settings(script, argv=None):
         elif isinstance(example, list):
             option["action"] = "append"
         else:
-            option["type"] = type(example)
-            option["metavar"] = type(example).__name__.upper()
+            number = isinstance(example, (int, float))
+            option["type"] = str if not number else int if name.lower() in INTEGERS else float
+            option["metavar"] = option["type"].__name__.upper()
         parser.add_argument("--" + name.lower().replace("_", "-"), **option)
 
-    settings = {name.lower(): value for name, value, _ in constants} | vars(parser.parse_args(argv))
+    settings = {name.lower(): value for name, (value, _) in constants.items()} | vars(parser.parse_args(argv))
     for name, value in settings.items():
         if isinstance(value, dict):
             settings[name] = value = value.get(settings["dataset"], value["phantom"])
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             check_number(name, value)
+            settings[name] = value if name in INTEGERS else float(value)
         if name in ("out", "data"):
             settings[name] = os.path.expanduser(value)
     check_set(settings["dataset"])

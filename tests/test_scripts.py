@@ -162,7 +162,7 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
 @pytest.mark.parametrize(
     ("script", "option", "value", "problem"),
     [
-        (search_train, "--epochs", 0, "EPOCHS (--epochs) is 0 and must be at least 1"),
+        (search_train, "--epochs", 0, "EPOCHS (--epochs) is 0 and must be an integer, at least 1"),
         (search_train, "--w-lr", -0.1, "W_LR (--w-lr) is -0.1 and must be a number, at least 0"),
         (search_train, "--alpha-lr", "nan", "ALPHA_LR (--alpha-lr) is nan and must be a number, at least 0"),
         (search_train, "--w-momentum", 1, "must be at least 0 and below 1"),
@@ -175,7 +175,7 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
         (val_train, "--drop-path", 1.5, "DROP_PATH (--drop-path) is 1.5 and must be at least 0 and below 1"),
         (val_train, "--lr", "inf", "must be a number, at least 0"),
         (val_train, "--recipe", "adam", "RECIPE (--recipe) is 'adam' and must be one_cycle or reference"),
-        (chexnet, "--patience", -1, "PATIENCE (--patience) is -1 and must be a number, at least 0"),
+        (chexnet, "--patience", -1, "PATIENCE (--patience) is -1 and must be an integer, at least 0"),
     ],
 )
 def test_settings_out_of_range_are_one_line_and_write_nothing(

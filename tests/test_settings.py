@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import search_train
 from support import progress
 from support.files import InputError
-from support.settings import guarded, parse_settings, read_constants, start
+from support.settings import INTEGERS, guarded, parse_settings, read_constants, start
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
 SCRIPT = '''"""What it does.
@@ -76,6 +76,34 @@ def test_constants_that_are_no_plain_values_are_named_with_their_line(script):
         parse_settings(script, [])
 
 
+def test_numbers_may_be_written_with_or_without_a_point(script):
+    script.write_text(SCRIPT.replace("RATE = {", "RATE = 1 #"))
+    assert parse_settings(script, []).rate == 1.0 and parse_settings(script, ["--rate", "0.4"]).rate == 0.4
+    script.write_text(SCRIPT.replace("6e-3", "0"))
+    assert parse_settings(script, []).rate == 0.0
+    script.write_text(SCRIPT.replace('"phantom": 8', '"phantom": 8.0'))
+    with pytest.raises(InputError, match=r"EPOCHS \(--epochs\) is 8.0 and must be an integer, at least 1"):
+        parse_settings(script, [])
+
+
+@pytest.mark.parametrize("name", ["search_train", "val_train", "chexnet", "test"])
+def test_the_integers_among_the_constants_are_known(name):
+    values = {constant.lower(): value for constant, (value, _) in read_constants(f"{name}.py").items()}
+    examples = {constant: v["phantom"] if isinstance(v, dict) else v for constant, v in values.items()}
+    assert INTEGERS & examples.keys() == {constant for constant, v in examples.items() if type(v) is int}
+
+
+def test_a_constant_written_twice_has_its_last_value(script):
+    script.write_text(SCRIPT + "ORDER = True  # for now\n")
+    assert parse_settings(script, []).order and not parse_settings(script, ["--no-order"]).order
+
+
+def test_a_constant_without_a_value_for_other_sets_is_named(script):
+    script.write_text(SCRIPT.replace('{"phantom": 8, ', "{"))
+    with pytest.raises(InputError, match="line 8: EPOCHS has no 'phantom', whose value other sets take"):
+        parse_settings(script, [])
+
+
 def test_help_shows_the_comments(script, capsys):
     with pytest.raises(SystemExit):
         parse_settings(script, ["--help"])
@@ -115,7 +143,7 @@ def test_any_arguments_give_settings_or_an_exit(tmp_path_factory, arguments):
 def test_every_constant_of_the_scripts_is_explained(name):
     constants = read_constants(f"{name}.py")
     assert len(constants) >= 6
-    for constant, value, comment in constants:
+    for constant, (value, comment) in constants.items():
         assert comment, constant
         if isinstance(value, dict):
             assert list(value) in (["phantom", "chestxray14"], ["phantom", "nih10k", "chestxray14"]), constant
