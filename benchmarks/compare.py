@@ -10,19 +10,19 @@ DARTS_V2's cell in the default number of epochs: a cell whose steps take longer 
 measured by steps of both networks in turn. chexnet_equal_time has this time, too; chexnet has chexnet.py's epochs.
 
 Each part has a folder <out>/<row>_<seed>/ and is a process of one thread. Stop this and start it again as you like:
-what is finished is not run again. Every training is a row of <out>/compare.csv. A table and a figure are made from it,
-<out>/compare.md and compare.png; --rows FILE makes them from a file alone. random=11-30 are the seeds 11 to 30: several
-machines can share the work, and their rows, put into one file, make one table. --cells FILE, rows of an earlier
-comparison, trains the cells that its searches found, on another set or longer. --beside OTHER, the rows of another set,
-adds how far the two sets agree on which cells are better.
+what is finished is not run again. Every training becomes a row of <out>/compare.csv, beside the rows of earlier
+commands. A table and a figure are made from it, <out>/compare.md and compare.png; --rows FILE makes them from a file
+alone. random=11-30 are the seeds 11 to 30: several machines can share the work, and their rows, put into one file, make
+one table. --cells FILE, rows of an earlier comparison, trains the cells that its searches found, on another set or
+longer. --beside OTHER, the rows of another set, adds how far the two sets agree on which cells are better.
 """
 
 import re
-import shlex
 import threading
 from functools import partial
 from math import comb
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ import torch
 from scipy.stats import percentileofscore, ttest_ind
 
 import visualize
-from benchmarks.parts import ROOT, facts, make_parser, read_rows, save_rows, script, side_by_side
+from benchmarks.parts import FACTS, ROOT, collect, facts, make_parser, read_rows, script
 from benchmarks.speed import alternate, batch, network_step
 from chexnet import CheXNet
 from dataset import FINDINGS
@@ -46,8 +46,9 @@ SEARCHED = {
     "second_order_exact": ["--second-order", "--exact-product"],
 }
 ROWS = (*SEARCHED, "random", "random_small", *PUBLISHED, "chexnet_equal_time", "chexnet")
-TEXTS, NUMBERS = ("dataset", "row", "genotype"), ("test_auc", *COSTS, "search_minutes", "val_auc", "minutes")
-COLUMNS = dict.fromkeys(TEXTS, str) | dict.fromkeys(NUMBERS, float) | {"seed": int, "epochs": int}  # of the CSV
+KEY = ("dataset", "row", "seed")
+COLUMNS = FACTS | {"dataset": str, "row": str, "seed": int, "genotype": str}  # of the CSV
+COLUMNS |= dict.fromkeys(("test_auc", *COSTS, "search_minutes"), float)
 REFERENCE = "DARTS_V2"  # trains for the default number of epochs, other cells as long as it does
 STEPS = 31  # of each of two networks, to measure which takes longer
 MEASURING = threading.Lock()  # parts share this process
@@ -91,18 +92,29 @@ def step_ratio(network, batch_size, settings):
 def epochs_in_equal_time(out, network, batch_size, settings):
     """Epochs of this network in the time of the reference's settings.epochs.
 
-    Measured once, in out/step_ratio.txt: a run goes on with as many.
+    Measured once for a network and its settings, in out/step_ratio_<checksum of these>.txt: a run goes on with as many.
     """
-    measured = out / "step_ratio.txt"
+    of = f"{network} {batch_size} {settings.batch_size} {settings.crop} {settings.c} {settings.layers}"
+    measured = out / f"step_ratio_{crc32(of.encode()):08x}.txt"
     if not measured.exists():
         out.mkdir(parents=True, exist_ok=True)
         write(measured, f"{step_ratio(network, batch_size, settings)}\n")
     return max(1, round(settings.epochs / float(measured.read_text(encoding="utf-8"))))
 
 
+def read(path):
+    """The rows of a compare.csv, as a data frame. Raises InputError."""
+    rows = read_rows(path, COLUMNS)
+    if unknown := set(rows["row"]) - set(ROWS):
+        raise InputError(f"{path}: row {min(unknown)!r} must be one of {', '.join(ROWS)}")
+    return rows
+
+
 def take_cell(path, row, seed, folder):
     """Write the cell of a row of a compare.csv as the genotype.txt of a search; returns that search's minutes."""
-    known = read_rows(path, COLUMNS)
+    if (folder / "settings.json").exists():
+        raise InputError(f"{folder} is a search, and --cells is for cells of others: choose another --out")
+    known = read(path)
     found = known[(known["row"] == row) & (known["seed"] == seed)]
     if len(found) != 1:
         raise InputError(f"--cells {path}: {len(found)} rows are {row} of seed {seed}, it takes 1")
@@ -115,12 +127,13 @@ def run_part(options, row, seed):
     """Search where the row says so, train, score; a row of the table."""
     out = Path(options.out) / f"{row}_{seed}"
     on = ["--dataset", options.dataset, "--data", options.data]
-    settings = parse_settings(ROOT / "val_train.py", [*on, *shlex.split(options.train)])
+    on_seed = [*on, "--seed", str(seed)]
+    settings = parse_settings(ROOT / "val_train.py", [*options.train, *on])
     name = f"random_{seed}" if row == "random" else re.sub("_(exact|equal_time)$", "", row)  # of the network
     order = ["--second-order"] if name == "second_order" else []
     search = {}
     if name == "chexnet":
-        given = [*on, "--seed", str(seed), *shlex.split(options.chexnet)]
+        given = [*options.chexnet, *on_seed]
         if row == "chexnet_equal_time":
             batch_size = parse_settings(ROOT / "chexnet.py", given).batch_size
             given += ["--epochs", epochs_in_equal_time(out, CheXNet(len(FINDINGS)), batch_size, settings)]
@@ -130,7 +143,7 @@ def run_part(options, row, seed):
             if options.cells:
                 search = {"minutes": take_cell(options.cells, row, seed, out / f"search_{name}")}
             else:
-                script("search_train.py", out, *on, "--seed", seed, *SEARCHED[row], *shlex.split(options.search))
+                script("search_train.py", out, *options.search, *on_seed, *SEARCHED[row])
                 search = facts(out / f"search_{name}")
             genotype, cell = load_genotype(out / f"search_{name}" / "genotype.txt"), order
         elif row == "random_small":
@@ -142,10 +155,11 @@ def run_part(options, row, seed):
         if row != REFERENCE:
             network = Network(settings.c, len(FINDINGS), settings.layers, genotype)
             epochs = epochs_in_equal_time(out, network, settings.batch_size, settings)
-        script("val_train.py", out, *on, "--seed", seed, *cell, *shlex.split(options.train), "--epochs", epochs)
-    if not (out / "results" / "auc.csv").exists():
+        script("val_train.py", out, *options.train, *on_seed, *cell, "--epochs", epochs)
+    scored, weights = out / "results" / "auc.csv", out / "weights" / f"{name}_net.pth"
+    if not scored.exists() or scored.stat().st_mtime < weights.stat().st_mtime:
         script("test.py", out, *on, *order)
-    scores = read_scores(out / "results" / "auc.csv").loc[(name, AVERAGE)]
+    scores = read_scores(scored).loc[(name, AVERAGE)]
     trained = facts(out / "weights" / name)
     return {
         "dataset": options.dataset,
@@ -277,16 +291,16 @@ def main(arguments=None):
     parser.add_argument("--cells", metavar="FILE", help="a compare.csv whose searched cells are trained; no search")
     parser.add_argument("--beside", metavar="OTHER", help="the compare.csv of another set")
     options = parser.parse_args(arguments)
-    beside = read_rows(options.beside, COLUMNS) if options.beside else None
+    beside = read(options.beside) if options.beside else None
     if options.rows:
-        return report(read_rows(options.rows, COLUMNS), Path(options.rows), beside)
+        return report(read(options.rows), Path(options.rows), beside)
 
     parts = {(row, seed) for row, seeds in map(read_part, options.parts or DEFAULT) for seed in seeds}
     # Seed by seed, so that a comparison that was stopped early has something of every row.
     order = sorted(parts, key=lambda part: (part[1], ROWS.index(part[0])))
-    trained = side_by_side([partial(run_part, options, *part) for part in order], options.jobs)
     out = Path(options.out) / "compare.csv"
-    return report(save_rows(out, sorted(trained, key=lambda part: (part["row"], part["seed"]))), out, beside)
+    trained = collect(out, COLUMNS, KEY, [partial(run_part, options, *part) for part in order], options.jobs)
+    return report(trained, out, beside)
 
 
 if __name__ == "__main__":

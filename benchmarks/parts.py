@@ -4,18 +4,23 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from support.files import InputError, write
+from support.files import InputError, lock, write
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = threading.Event()  # set when a part fails: no other part begins, and no other script
+RUNNING = set()  # processes of scripts
+FACTS = {"val_auc": float, "epochs": int, "minutes": float, "epoch_seconds": float}  # columns, of `facts`
+FACTS |= {"commit": str, "torch": str, "device": str, "threads": int, "date": str}
 
 
 def make_parser(doc, name, **scripts):
@@ -30,19 +35,12 @@ def make_parser(doc, name, **scripts):
     parser.add_argument("--rows", metavar="FILE", help=f"only make what is made of a {name}.csv, beside it")
     for option, file in scripts.items():
         example = f'options for {file} in one string: --{option}="--batch-size 16"'
-        parser.add_argument(f"--{option}", default="", help=example)
+        parser.add_argument(f"--{option}", default=[], type=shlex.split, help=example)
     return parser
 
 
-def save_rows(path, rows):
-    """Write rows (dicts) as CSV; returns them as a data frame."""
-    trained = pd.DataFrame(rows)
-    write(path, trained.to_csv(index=False, lineterminator="\n"))
-    return trained
-
-
 def read_rows(path, columns):
-    """Rows that `save_rows` wrote, as a data frame. columns {name: type} must be there. Raises InputError."""
+    """Rows that `collect` wrote, as a data frame. columns {name: type} must be there. Raises InputError."""
     try:
         rows = pd.read_csv(path, dtype=columns)
     except ValueError as error:  # pandas' parser errors are ValueErrors
@@ -52,6 +50,34 @@ def read_rows(path, columns):
     return rows
 
 
+def collect(path, columns, key, parts, jobs):
+    """Run the parts `side_by_side`; each returns a row, a dict. Returns all rows of the CSV `path`, as a data frame.
+
+    A row goes there when its part ends, in the place of one with the same values of `key`. Other rows stay.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = lock(path.with_suffix(".lock"))
+    saving = threading.Lock()
+
+    def save(rows):
+        with saving:
+            there = pd.read_csv(path, dtype=str, na_filter=False).to_dict("records") if path.exists() else []
+            new = {tuple(str(row[name]) for name in key) for row in rows}
+            kept = [row for row in there if tuple(row[name] for name in key) not in new]
+            write(path, pd.DataFrame([*kept, *rows]).to_csv(index=False, lineterminator="\n"))
+
+    def finish(part):
+        row = part()
+        save([row])
+        return row
+
+    if path.exists():
+        read_rows(path, columns)  # before anything runs for hours
+    save(side_by_side([partial(finish, part) for part in parts], jobs))  # in the order of the parts
+    held.release()
+    return read_rows(path, columns)
+
+
 def script(name, out, *arguments):
     """Run a script with --out `out` and these arguments; what it says goes to output.txt there.
 
@@ -59,40 +85,58 @@ def script(name, out, *arguments):
     """
     if STOPPED.is_set():
         raise SystemExit(1)
-    options = [*map(str, ("--out", out, *arguments))]
+    options = [*map(str, (*arguments, "--out", out))]
     print(f"{shlex.join(['python', name, *options])}\n", end="", flush=True)  # in one piece: parts share the screen
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "output.txt", "a", encoding="utf-8") as said:
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # of two parts with two threads each, both would wait
         command = [sys.executable, ROOT / name, *options]
-        done = subprocess.run(command, stdout=said, stderr=said, env=one_thread, check=False)
-    if done.returncode:
+        with subprocess.Popen(command, stdout=said, stderr=said, env=one_thread) as process:
+            RUNNING.add(process)
+            status = process.wait()
+            RUNNING.remove(process)
+    if status:
         raise SystemExit(f"error: {name} failed, see the end of {said.name}; start this command again to go on")
 
 
 def side_by_side(parts, jobs):
     """The results of `parts`, functions, of which up to `jobs` run at once. Where one fails, no other begins."""
+    if jobs < 1:
+        raise InputError(f"--jobs is {jobs} and must be at least 1")
     STOPPED.clear()
+    failed = []
 
     def begin(part):
         if STOPPED.is_set():
             raise SystemExit(1)
         try:
             return part()
-        except BaseException:
+        except BaseException as error:
+            if not STOPPED.is_set():
+                failed.append(error)
+                print("a part failed: no other begins, and those under way end with their script")
             STOPPED.set()
             raise
 
     with ThreadPoolExecutor(jobs) as pool:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         try:
-            return [future.result() for future in [pool.submit(begin, part) for part in parts]]
+            results = [pool.submit(begin, part) for part in parts]
+            wait(results)
         except KeyboardInterrupt:
             STOPPED.set()
+            for process in RUNNING.copy():
+                process.terminate()  # it stops with a checkpoint; Ctrl-C has asked it to already
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if failed:
+        raise failed[0]
+    return [future.result() for future in results]
 
 
 def facts(folder):
-    """What a run's folder says of it, for a row of a table."""
+    """What a run's folder says of it, for a row of a table: FACTS and its genotype."""
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = [0, *(epoch["seconds"] for epoch in epochs)]
     record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))

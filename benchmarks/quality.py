@@ -10,19 +10,24 @@ Every training is a row of <out>/quality.csv; the table and figure made from it 
 this and start it again as you like: what is finished is not run again. --rows FILE makes both from a file alone.
 """
 
-import shlex
 from functools import partial
 from pathlib import Path
 
 import visualize
-from benchmarks.parts import facts, make_parser, read_rows, save_rows, script, side_by_side
+from benchmarks.parts import FACTS, collect, facts, make_parser, read_rows, script, side_by_side
 from genotypes import PUBLISHED, given_genotype
 from support.files import InputError, load_state, write
 from support.settings import guarded
 
 PACE = 2  # epochs of the training that measures how long one takes; the first one warms up
-TEXTS, NUMBERS = ("dataset", "network"), ("asked", "parameters_millions", "val_auc", "minutes")
-COLUMNS = dict.fromkeys(TEXTS, str) | dict.fromkeys(NUMBERS, float) | {"seed": int, "epochs": int}  # of the CSV
+KEY = ("dataset", "network", "seed", "asked")
+COLUMNS = FACTS | {
+    "dataset": str,
+    "network": str,
+    "seed": int,
+    "asked": float,
+    "parameters_millions": float,
+}  # of the CSV
 
 
 def name_of(network):
@@ -34,9 +39,9 @@ def train(options, network, seed, out, epochs):
     """Train a network for so many epochs; its run's folder."""
     where = ["--dataset", options.dataset, "--data", options.data, "--seed", seed, "--epochs", epochs]
     if network == "chexnet":
-        script("chexnet.py", out, *where, *shlex.split(options.chexnet))
+        script("chexnet.py", out, *options.chexnet, *where)
     else:
-        script("val_train.py", out, *where, "--genotype", network, *shlex.split(options.train))
+        script("val_train.py", out, *options.train, *where, "--genotype", network)
     return out / "weights" / name_of(network)
 
 
@@ -107,7 +112,7 @@ def main(arguments=None):
         for seed in options.seeds
     ]
     out = Path(options.out) / "quality.csv"
-    return report(save_rows(out, side_by_side(parts, options.jobs)), out)
+    return report(collect(out, COLUMNS, KEY, parts, options.jobs), out)
 
 
 if __name__ == "__main__":

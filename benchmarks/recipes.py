@@ -12,19 +12,22 @@ import re
 import shlex
 from functools import partial
 from pathlib import Path
+from zlib import crc32
 
-from benchmarks.parts import facts, make_parser, read_rows, save_rows, script, side_by_side
+from benchmarks.parts import FACTS, collect, facts, make_parser, read_rows, script
 from support.files import InputError, write
 from support.settings import guarded
 
-COLUMNS = {"command": str, "dataset": str, "seed": int, "val_auc": float, "epochs": int, "minutes": float}  # of the CSV
+KEY = ("command", "dataset", "seed")
+COLUMNS = FACTS | {"command": str, "dataset": str, "seed": int}  # of the CSV
 
 
 def run_part(options, command, dataset, seed):
     """One training; a row of the table."""
-    out = Path(options.out) / re.sub(r"\W+", "_", f"{command} {dataset} {seed}")
+    readable = re.sub(r"\W+", "_", command)[:150]
+    out = Path(options.out) / f"{readable}_{crc32(command.encode()):08x}_{dataset}_{seed}"
     name, *arguments = shlex.split(command)
-    script(name, out, "--dataset", dataset, "--data", options.data, "--seed", seed, *arguments)
+    script(name, out, *arguments, "--dataset", dataset, "--data", options.data, "--seed", seed)
     (weights,) = (out / "weights").glob("*_net.pth")
     row = {"command": command, "dataset": dataset, "seed": seed}
     return row | facts(out / "weights" / weights.name.removesuffix("_net.pth"))
@@ -63,7 +66,11 @@ def main(arguments=None):
     if not options.commands:
         raise InputError("name at least one command, such as 'chexnet.py --batch-size 32' (see --help)")
     for command in options.commands:
-        if command.split()[:1] not in (["val_train.py"], ["chexnet.py"]):
+        try:
+            name = shlex.split(command)[:1]
+        except ValueError as error:
+            raise InputError(f"{command!r}: {error}") from None
+        if name not in (["val_train.py"], ["chexnet.py"]):
             raise InputError(f"{command!r} must begin with val_train.py or chexnet.py")
     parts = [
         partial(run_part, options, command, dataset, seed)
@@ -72,7 +79,7 @@ def main(arguments=None):
         for command in options.commands
     ]
     out = Path(options.out) / "recipes.csv"
-    return report(save_rows(out, side_by_side(parts, options.jobs)), out)
+    return report(collect(out, COLUMNS, KEY, parts, options.jobs), out)
 
 
 if __name__ == "__main__":

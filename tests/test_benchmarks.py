@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -77,6 +78,7 @@ def here(monkeypatch, small_set, table_alone):
 
     for module in (compare, quality, recipes):
         monkeypatch.setattr(module, "script", run)
+    for module in (parts, quality):
         monkeypatch.setattr(module, "side_by_side", lambda parts, jobs: [part() for part in parts])
     small = " ".join(SMALL[2:])
     networks = ["--train", " ".join([small, *NETWORK]), "--chexnet", small]
@@ -89,9 +91,10 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, c
     options = [*here, "--out", str(tmp_path), "--search", " ".join([*SMALL[2:], *NETWORK])]
     parts = ["first_order=1", "second_order_exact=1", "random=1", "random=2-2", "random_small=1", "DARTS_V1=1"]
     parts += ["chexnet_equal_time=1", "chexnet=1"]
-    for row in ("DARTS_V1", "chexnet_equal_time"):
-        (tmp_path / f"{row}_1").mkdir()
-        (tmp_path / f"{row}_1" / "step_ratio.txt").write_text("0.5")  # twice as fast: twice as many epochs
+    measured = []
+    monkeypatch.setattr(
+        compare, "step_ratio", lambda *of: measured.append(of) or 0.5
+    )  # twice as fast: twice the epochs
     compare.main([*parts, *options])
     trained = pd.read_csv(tmp_path / "compare.csv").set_index(["row", "seed"])
     assert [f"{row}_{seed}" for row, seed in sorted(trained.index)] == sorted(
@@ -117,13 +120,26 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, c
     assert f"| random | 2 | {average:.3f} ± {deviation:.3f} | – |" in text
     assert text.count("| first_order | ") == text.count("| second_order_exact | ") == 2  # and once among the draws
 
-    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_net.pth")}
+    made = {path: path.stat().st_mtime_ns for path in [*tmp_path.rglob("*_net.pth"), *tmp_path.rglob("auc.csv")]}
     compare.main([*parts, *options])
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_net.pth")} == weights
+    assert len(measured) == 7 and {path: path.stat().st_mtime_ns for path in made} == made
     (tmp_path / "rows").mkdir()
     (tmp_path / "compare.csv").rename(tmp_path / "rows" / "compare.csv")
     compare.main(["--rows", str(tmp_path / "rows" / "compare.csv")])
     assert (tmp_path / "rows" / "compare.md").read_text() == text and (tmp_path / "rows" / "compare.png").exists()
+
+    # A part that trains again is scored again, and its row takes the place of the old one among the others.
+    (tmp_path / "rows" / "compare.csv").rename(tmp_path / "compare.csv")
+    compare.main(
+        ["random=1", *options, "--train", f"{options[options.index('--train') + 1]} --one-cycle-lr 0.05 --fresh"]
+    )
+    again = pd.read_csv(tmp_path / "compare.csv").set_index(["row", "seed"])
+    scores = read_scores(tmp_path / "random_1" / "results" / "auc.csv").loc[("random_1", AVERAGE)]
+    assert again.loc[("random", 1), "test_auc"] == scores["auc"] != trained.loc[("random", 1), "test_auc"]
+    others = trained.index.drop(("random", 1))
+    pd.testing.assert_frame_equal(again.loc[others], trained.loc[others])
+    with pytest.raises(InputError, match="search_first_order is a search, and --cells is for cells of others"):
+        compare.main(["first_order=1", *options, "--cells", str(tmp_path / "compare.csv")])
 
 
 @pytest.mark.long
@@ -169,7 +185,7 @@ def test_recipes_trains_every_command_on_every_set_with_every_seed(here, tmp_pat
         (command, seed) for seed in (0, 3) for command in (small, f"{small} --recipe reference")
     ]
     saved = torch.load(
-        next(tmp_path.glob("*recipe_reference_small_3")) / "weights" / "DARTS_V1_net.pth", weights_only=True
+        next(tmp_path.glob("*recipe_reference_*_small_3")) / "weights" / "DARTS_V1_net.pth", weights_only=True
     )
     assert trained["val_auc"][f"{small} --recipe reference", 3] == saved["val_auc"]
     assert saved["settings"]["recipe"] == "reference"
@@ -181,8 +197,40 @@ def test_recipes_trains_every_command_on_every_set_with_every_seed(here, tmp_pat
     assert (tmp_path / "recipes.md").read_text() == text
     with pytest.raises(InputError, match="must begin with val_train"):
         recipes.main(["rm -r data"])
+    with pytest.raises(InputError, match="No closing quotation"):
+        recipes.main(["val_train.py --genotype 'x"])
     with pytest.raises(InputError, match="name at least one command"):
         recipes.main([])
+
+
+def test_the_error_of_the_part_that_failed_first_is_shown():
+    def goes_on():
+        failed.wait(60)
+        parts.script("val_train.py", Path())
+
+    def fails():
+        failed.set()
+        raise InputError("why")
+
+    failed = threading.Event()
+    with pytest.raises(InputError, match="why"):
+        parts.side_by_side([goes_on, fails], 2)
+    with pytest.raises(InputError, match="--jobs is 0 and must be at least 1"):
+        parts.side_by_side([fails], 0)
+
+
+@pytest.mark.long
+def test_a_benchmark_that_is_asked_to_stop_stops_its_script(small_set, tmp_path):
+    training = " ".join(["val_train.py --genotype DARTS_V1", *SMALL[2:], *NETWORK, "--epochs 1000"])
+    options = ["--sets", "small", "--seeds", "1", "--data", str(small_set), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.recipes", training, *options]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        while not list(tmp_path.rglob("metrics.jsonl")):
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 130
+    (said,) = tmp_path.rglob("output.txt")
+    assert "stopped by SIGTERM; the same command goes on" in said.read_text()
 
 
 def test_parts_run_side_by_side_and_end_where_one_fails(tmp_path):
@@ -207,6 +255,12 @@ def test_files_that_hold_no_rows_are_named(module, text, problem, tmp_path):
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(InputError, match=rf"rows\.csv: not rows of this benchmark \(.*{problem}"):
         module.main(["--rows", str(tmp_path / "rows.csv")])
+
+
+def test_rows_of_an_unknown_name_are_named(tmp_path):
+    (tmp_path / "compare.csv").write_text(Path("docs/compare.csv").read_text().replace(",second_order,", ",second,", 1))
+    with pytest.raises(InputError, match=r"compare\.csv: row 'second' must be one of first_order, "):
+        compare.main(["--rows", str(tmp_path / "compare.csv")])
 
 
 @pytest.mark.parametrize("text", ["first_order", "first=3", "random=0", "random=x", "=3", "random=3-2"])
@@ -262,11 +316,10 @@ def test_networks_train_for_the_time_of_the_reference(tmp_path, monkeypatch):
     settings.epochs = 52
     assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 40
     settings.epochs = 26
-    (tmp_path / "step_ratio.txt").unlink()
     assert compare.epochs_in_equal_time(tmp_path, network, 2, settings) == 13  # half the films in a step
     assert trained[2] == (network, 2) and trained[3][1] == 4
-    (tmp_path / "step_ratio.txt").unlink()
     times = [100.0, 1.0]
+    network = compare.Network(4, 14, 4, random_genotype(2))
     assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 1
 
 
