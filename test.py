@@ -24,7 +24,7 @@ from genotypes import parse_genotype
 from own_films import open_own_films, score_own_films
 from page import write_page
 from scores import AVERAGE, BASELINE, COSTS, auc_table, format_table, notes, write_scores
-from support.files import InputError, load_state, write
+from support.files import InputError, load_state, lock, write
 from support.predictions import read_predictions, write_predictions
 from support.settings import start
 
@@ -155,6 +155,9 @@ def main(settings):
     own = None
     if settings.films:
         own = open_own_films(settings.films, data, films.crop, device, settings.films_anyway)
+    results = Path(settings.out) / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    held = lock(results / "lock")
     probabilities, costs = {}, {}
     for name, (network, _) in networks.items():
         with torch.inference_mode():
@@ -174,8 +177,6 @@ def main(settings):
     remarks = notes(table, averaged, left_out, *limits)
     text = format_table(table, positives, averaged, remarks, title)
 
-    results = Path(settings.out) / "results"
-    results.mkdir(parents=True, exist_ok=True)
     write(results / "auc.md", text)
     write_scores(results / "auc.csv", table)
     for name in networks:
@@ -187,6 +188,7 @@ def main(settings):
     if own:
         print(f"films in {settings.films}: {len(own)}, scored by networks of {data.name} ({data.notice}); no diagnosis")
     print(f"{results / 'index.html'} shows all of it; auc.md, auc.csv, predictions and pictures lie beside it")
+    held.release()
 
 
 if __name__ == "__main__":

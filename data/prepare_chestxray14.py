@@ -202,6 +202,8 @@ def choose_films(options, folder):
     With --download, the label table and the official lists are fetched into `folder` unless they are given.
     """
     split = options.split or ("original" if options.download and not options.archive else "all")
+    if split == "original" and options.lists:
+        raise InputError("--lists has no part in --split original, whose patients are known: leave one of them out")
     labels, lists = options.labels or fetch.fetch_file(TABLE, folder), options.lists
     table = read_labels(labels)
     if split == "original":
@@ -308,6 +310,8 @@ def prepare(options):
     else:
         sources = fetch.archive_sources(options.archives, options.archive, threads)
     with locked(reduced):
+        if (folder / "source.json").exists():  # made by another process meanwhile
+            return None
         (reduced / "missing.txt").unlink(missing_ok=True)
         need, free = (len(needed) + 2 * len(table)) * size**2, shutil.disk_usage(reduced).free
         if need > free:
@@ -333,7 +337,7 @@ def parse_options(argv=None):
     films.add_argument("--archives", help="a zip or tar.gz of films, of which all are taken, or a folder of archives")
     films.add_argument("--images", help="folder with the films (PNG or JPEG), at any depth")
     parser.add_argument("--archive", type=int, help="take the films of this one of the twelve archives, 1 to 12")
-    parser.add_argument("--split", choices=("original", "all"), help="original: the toy set, as --download; else all")
+    parser.add_argument("--split", choices=("original", "all"), help="original: the toy set; all: all films")
     parser.add_argument("--labels", help="Data_Entry_2017.csv or _v2020.csv, gzipped or not; --download can fetch it")
     parser.add_argument("--lists", help=f"folder with the official {' and '.join(LISTS)}; without, split by patient")
     parser.add_argument("--size", type=int, default=SIZE, help="height and width of a prepared film, px (%(default)s)")

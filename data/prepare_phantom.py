@@ -22,6 +22,7 @@ from support.progress import progress
 from support.settings import guarded
 
 FOLDER = Path(__file__).resolve().parent / "phantom"
+WHAT = "synthetic chest X-ray films, drawn by data/prepare_phantom.py"
 NOTICE = "synthetic, not for clinical use"
 SEED = 1  # any integer >= 0; another seed draws other patients (seed 0 served to set the signs' strengths)
 SIZE = 64  # height and width of a film, px
@@ -421,8 +422,24 @@ def prepare(folder, seed=SEED, films=FILMS):
     images = np.empty((len(table), SIZE, SIZE), np.uint8)
     for row, patient in enumerate(progress(table["Patient ID"], "phantom", len(table))):
         images[row] = render(labels[row], seed, int(patient), int(film[row]))
-    what = "synthetic chest X-ray films, drawn by data/prepare_phantom.py"
-    return write_set(folder, images, table, {"what": what, "notice": NOTICE, "seed": seed, "size": SIZE})
+    return write_set(folder, images, table, {"what": WHAT, "notice": NOTICE, "seed": seed, "size": SIZE})
+
+
+def seed_of(folder):
+    """The seed of the phantom in `folder`, None where there is none yet. Raises InputError for films of others."""
+    at = folder / "source.json"
+    if at.exists():
+        try:
+            source = json.loads(at.read_text(encoding="utf-8"))
+            if source["what"] == WHAT:
+                return source["seed"]
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise InputError(f"{at} is not a phantom's, or damaged: name another folder, or move this one away")
+    # A phantom that was stopped while it was written is written again in the usual folder, which is no one else's.
+    if folder.name != FOLDER.name and any((folder / name).exists() for name in ("images.npy", "labels.csv")):
+        raise InputError(f"{folder} has films in it, but is no finished set: name another folder, or move it away")
+    return None
 
 
 def main():
@@ -436,13 +453,13 @@ def main():
             raise InputError(f"--seed is {seed} and must be at least 0")
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / "lock", timeout=-1)  # of two scripts on a new clone the second waits, and finds it there
-        if (folder / "source.json").exists():
-            before = json.loads((folder / "source.json").read_text(encoding="utf-8")).get("seed")
-            if seed != before:
-                raise InputError(f"{folder} is a set of seed {before}: name another folder for seed {seed}")
+        before = seed_of(folder)
+        if before is None:
+            print(format_counts(prepare(folder, seed)), f"made {folder}: {NOTICE}", sep="\n")
+        elif before == seed:
             print(f"{folder} is there already and left as it is ({NOTICE})")
         else:
-            print(format_counts(prepare(folder, seed)), f"made {folder}: {NOTICE}", sep="\n")
+            raise InputError(f"{folder} is a set of seed {before}: name another folder for seed {seed}")
         held.release()
 
 

@@ -100,7 +100,7 @@ def read_text(path, limit=MAX_TEXT):
         raise InputError(f"{path}: cannot be read ({reason})") from None
     if len(raw) > limit:
         raise InputError(f"{path}: more than {limit / 1e6:.0f} MB of text")
-    if raw[:2] == b"PK":
+    if raw[:4] == b"PK\3\4":
         raise InputError(f"{path}: a zip or Excel file, not text: save it as CSV")
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     encoding = next((name for mark, name in marks.items() if raw.startswith(mark)), None)

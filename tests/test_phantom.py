@@ -1,5 +1,6 @@
 """The phantom: same seed same bytes, patients in one split only, enough films per finding, signs in place."""
 
+import json
 import sys
 import threading
 
@@ -65,7 +66,7 @@ def test_two_scripts_at_once_draw_it_once(tmp_path, monkeypatch, capsys):
         if len(calls) == 1:
             second.start()
             second.join(timeout=1)  # not locked out, it would be through by now
-        (folder / "source.json").write_text('{"seed": 1}')
+        (folder / "source.json").write_text(json.dumps({"what": phantom.WHAT, "seed": seed}))
         return {split: {} for split in FEW}
 
     monkeypatch.setattr(phantom, "prepare", prepare)
@@ -87,6 +88,22 @@ def test_the_seed_is_an_option_and_a_set_of_another_seed_is_left_as_it_is(tmp_pa
         monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(tmp_path / "seven"), "--seed", seed])
         assert problem in one_line(phantom.main)
     assert checksum == set_checksum(tmp_path / "seven")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("images.npy", "mine", "has films in it, but is no finished set"),
+        ("source.json", '{"seed": 1, "what": "my films"}', "is not a phantom's, or damaged"),
+        ("source.json", "{", "is not a phantom's, or damaged"),
+    ],
+)
+def test_films_of_others_are_left_as_they_are(name, text, problem, tmp_path, monkeypatch, one_line):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text(text)
+    monkeypatch.setattr(sys, "argv", ["prepare_phantom.py", str(tmp_path / "mine")])
+    assert problem in one_line(phantom.main)
+    assert (tmp_path / "mine" / name).read_text() == text
 
 
 def test_a_place_that_cannot_be_used_is_named(tmp_path, monkeypatch, one_line):

@@ -211,6 +211,18 @@ def test_sets_of_one_size_share_their_films(raw, capsys, one_line):
     assert "is left as it is" in capsys.readouterr().out
 
 
+def test_a_set_that_another_process_made_meanwhile_is_left_as_it_is(raw, monkeypatch, capsys):
+    def locked(folder):
+        monkeypatch.setattr(chestxray14, "locked", as_it_is)
+        assert prepare(raw) == 0
+        return as_it_is(folder)
+
+    as_it_is = chestxray14.locked
+    monkeypatch.setattr(chestxray14, "locked", locked)
+    assert prepare(raw) == 0
+    assert "is left as it is" in capsys.readouterr().out
+
+
 def other_size(path):
     Image.new("L", (SIZE, SIZE + 1), 99).save(path)
 
@@ -366,6 +378,7 @@ def test_the_command_itself_ends_with_status_2_and_no_traceback(raw):
         (["--name", "films_32px"], "--name"),
         (["--size", 0], "--size 0 must be at least 1"),
         (["--seed", -1], "--seed -1 at least 0"),
+        (["--split", "original"], "--lists has no part in --split original"),
         (["--archive", 1], "--archive 1 must be 1 to 12, with --download or --archives"),
     ],
 )

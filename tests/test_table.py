@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from sklearn.metrics import roc_auc_score
 
 import model_eval
@@ -158,9 +159,16 @@ def test_predictions_alone_make_a_table(copy, small_set, capsys):
     output = capsys.readouterr().out
     assert "val_train.py" not in output and "'python chexnet.py' trains it" in output
     written = {path.name for path in (copy / "results").iterdir()}
-    assert written == {"index.html", "auc.csv", "auc.md", "roc.png", "auc.png", "films.png"}
+    assert written == {"index.html", "auc.csv", "auc.md", "roc.png", "auc.png", "films.png", "lock"}
     page = (copy / "results" / "index.html").read_text(encoding="utf-8")
     assert "Activation maps" not in page and "Settings" not in page
+
+
+def test_a_second_process_is_refused(copy, small_set, one_line):
+    before = files(copy / "results")
+    with FileLock(copy / "results" / "lock"):
+        assert "results: another process works there" in one_line(run, table_script, small_set, copy)
+    assert files(copy / "results") == before
 
 
 def test_pictures_are_drawn_for_what_is_there(copy, small_set):
