@@ -103,9 +103,9 @@ def alternate(functions, steps):
     return [median(values[1:]) for values in times]
 
 
-def matrix_product(size=2048):
+def matrix_product():
     """A function that multiplies two square matrices, float32: about the most that a processor can do."""
-    a = torch.randn(size, size)
+    a = torch.randn(2048, 2048)
     return lambda: a @ a
 
 
@@ -161,6 +161,8 @@ def main():
     parser.add_argument("--steps", type=int, default=5, help="steps of each side after one that is not counted")
     parser.add_argument("--memory-of", nargs=2, metavar=("SIDE", "ORDER"), help="print one side's peak memory, GB")
     options = parser.parse_args()
+    if options.steps < 1 or (options.memory_of and not options.setting):
+        parser.error("--steps must be at least 1, and --memory-of goes with a --setting")
     if options.memory_of:
         step = search_step(*options.memory_of, options.setting)
         step()
