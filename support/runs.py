@@ -129,7 +129,8 @@ class Run:
         """
         self.folder, self.device, self.product = Path(folder), device, product
         self.checkpoint, self.before = self.folder / "checkpoint.pt", self.folder / "checkpoint_before.pt"
-        self.best, self.spare = self.folder / "best.pth", self.before
+        self.best, self.best_before = self.folder / "best.pth", self.folder / "best_before.pth"
+        self.spare = self.before
         self.started = self.saved_at = time.perf_counter()
         self.signal = 0  # the number of the signal that asked this rank to stop
         values = {name: value for name, value in vars(settings).items() if name not in WITHOUT_EFFECT}
@@ -218,10 +219,10 @@ class Run:
         """
         self.losses, self.pace = Losses(self.device), Pace(self.device)
         self.stateful = stateful | {"losses": self.losses}
-        self.progress = {"epoch": 0, "best_auc": -1.0}  # epochs done
+        self.progress = {"epoch": 0, "best_auc": -1.0, "lines": {}}  # epochs done; what `write` wrote
         lengths = {}
         if self.saved is not None:
-            self.progress, lengths = self.saved["progress"], self.saved["lengths"]
+            self.progress, lengths = self.progress | self.saved["progress"], self.saved["lengths"]
             for name, item in self.stateful.items():
                 state = self.saved["states"][name]
                 (item.set_state if isinstance(item, torch.Generator) else item.load_state_dict)(state)
@@ -230,6 +231,7 @@ class Run:
             for path in [self.folder / name for name in LOGS]:  # what was written after the checkpoint is written again
                 if path.exists():  # after a power cut it may be shorter than it was
                     os.truncate(path, min(path.stat().st_size, lengths.get(path.name, 0)))
+            self.forget_later_best()
         if self.saved is not None:
             self.log(f"continued after epoch {self.progress['epoch']}, step {self.losses.steps}")
             there, here = self.saved["record"]["environment"], self.environment
@@ -239,6 +241,15 @@ class Run:
         self.curves = open_curves(self.folder, self.progress["epoch"]) if ranks.rank() == 0 else None
         self.saved = None  # frees its memory
         self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def forget_later_best(self):
+        """Go back to the best of the epochs that are done: one that is done again may come out otherwise."""
+        for name, line in self.progress["lines"].items():
+            write(self.folder / name, line + "\n")
+        for kept in (self.best, self.best_before):
+            if kept.exists() and load_state(kept)["val_auc"] == self.progress["best_auc"]:
+                kept.replace(self.best)
+                break
 
     def where(self):
         """What computes, for the log: "cpu, float32, 2 threads", or also "..., 4 ranks"."""
@@ -316,6 +327,7 @@ class Run:
 
     def write(self, name, line):
         """A text file of one line in the folder, whole or not at all; every rank finds it there afterwards."""
+        self.progress["lines"][name] = line
         if ranks.rank() == 0:
             write(self.folder / name, line + "\n")
         ranks.wait()
@@ -333,7 +345,7 @@ class Run:
         epoch, auc = self.progress["epoch"] + 1, self.progress["best_auc"]
         state = {"weights": weights, "epoch": epoch, "val_auc": auc, "settings": self.record["settings"]}
         if ranks.rank() == 0:
-            save_state(self.best, state)
+            save_state(self.best, state, self.best_before)
 
     def end_epoch(self, shown, draw=None, **stored):
         """Log the line `shown`, append `stored` to metrics.jsonl, and write a checkpoint.
@@ -359,6 +371,7 @@ class Run:
         if ranks.rank() == 0:
             if self.product is not None and self.best.exists():
                 self.best.replace(self.product)
+                self.best_before.unlink(missing_ok=True)
             elif self.product is not None and not self.product.exists():
                 raise InputError(f"{self.best} is missing, which held the network: train again with --fresh")
             draw(self.folder)

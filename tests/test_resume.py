@@ -17,6 +17,7 @@ import chexnet
 import search_train
 import val_train
 from dataset import Films, Sampler
+from genotypes import load_genotype, random_genotype
 from model_search import Network
 from support import runs, settings
 from tests.conftest import equal
@@ -328,6 +329,33 @@ def test_a_foreign_network_in_the_place_of_the_product_is_not_overwritten(small_
     (tmp_path / "weights" / "DARTS_V2" / "best.pth").unlink()
     monkeypatch.setattr(val_train, "evaluate", lambda *_: (-2.0, 1.0))  # no later epoch is better
     assert "best.pth is missing, which held the network" in one_line(start, "val", small_set, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["search", "val"])
+def test_the_best_of_an_epoch_that_is_done_again_is_forgotten(name, small_set, tmp_path, monkeypatch, one_line):
+    """Epoch 2 is the best, then the disk is full; done again it comes out otherwise, as on a GPU, and is not."""
+    script, _, folder = SCRIPTS[name]
+    aucs, cells = iter([0.6, 0.8, 0.55]), map(random_genotype, range(3))
+    monkeypatch.setattr(script, "evaluate", lambda *_: (next(aucs), 1.0))
+    monkeypatch.setattr(Network, "genotype", lambda _: next(cells))
+
+    def full(run, finished=False):
+        if run.progress["epoch"] == 2:
+            raise OSError(28, "No space left on device", "checkpoint.pt")
+        save(run, finished)
+
+    save = runs.Run.save
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "save", full)
+        assert "No space left" in one_line(start, name, small_set, tmp_path, status=1)
+    start(name, small_set, tmp_path)
+    if name == "search":
+        assert load_genotype(tmp_path / folder / "genotype.txt") == random_genotype(0)
+        assert load_genotype(tmp_path / folder / "genotype_last.txt") == random_genotype(2)
+    else:
+        saved = torch.load(tmp_path / "weights" / "DARTS_V2_net.pth")
+        assert (saved["epoch"], saved["val_auc"]) == (1, 0.6)
+        assert not list((tmp_path / folder).glob("best*"))
 
 
 # --- Twice, and elsewhere
