@@ -78,7 +78,7 @@ def worker(data, out):
     result["predictions"] = torch.from_numpy(utils.predict(network, films, 5)[0])
     result["seen"] = seen
     result["buffers"] = dict(network.named_buffers())
-    run = SimpleNamespace(folder=Path(out))
+    run = SimpleNamespace(folder=Path(out), progress={"lines": {}})
     with patch.object(runs, "write", lambda path, text: (time.sleep(0.5), path.write_text(text))):  # a slow disk
         runs.Run.write(run, "line.txt", "written by rank 0")
     result["written"] = (run.folder / "line.txt").read_text()
