@@ -247,7 +247,11 @@ class Run:
         for name, line in self.progress["lines"].items():
             write(self.folder / name, line + "\n")
         for kept in (self.best, self.best_before):
-            if kept.exists() and load_state(kept)["val_auc"] == self.progress["best_auc"]:
+            try:
+                there = load_state(kept)["val_auc"]
+            except Exception:  # none there, or damaged: whatever zipfile and torch raise
+                continue
+            if there == self.progress["best_auc"]:
                 kept.replace(self.best)
                 break
 

@@ -358,6 +358,17 @@ def test_the_best_of_an_epoch_that_is_done_again_is_forgotten(name, small_set, t
         assert not list((tmp_path / folder).glob("best*"))
 
 
+def test_a_damaged_best_network_does_not_keep_a_run_from_going_on(small_set, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "next", stop_after(4, Sampler.next))
+        with pytest.raises(SystemExit):
+            start("val", small_set, tmp_path)
+    (tmp_path / "weights" / "DARTS_V2" / "best.pth").write_bytes(b"damaged")
+    monkeypatch.setattr(val_train, "evaluate", lambda *_: (2.0, 1.0))  # the next epoch is better
+    start("val", small_set, tmp_path)
+    assert torch.load(tmp_path / "weights" / "DARTS_V2_net.pth")["epoch"] == 2
+
+
 # --- Twice, and elsewhere
 
 HOLD = """
