@@ -105,7 +105,7 @@ def write_findings(table, positives, averaged):
 
     positives {finding: films}.
     """
-    rows = {}
+    rows, partial = {}, partial_networks(table, averaged)
     for finding in [*FINDINGS, AVERAGE]:
         scores = table.xs(finding, level="finding")
         best = best_of_row(scores)
@@ -113,8 +113,8 @@ def write_findings(table, positives, averaged):
         cells = [with_interval(*numbers, name == best) for name, *numbers in limits]
         if finding == AVERAGE:
             label = f"Average of {len(averaged)}"
-            known = {name: f" (of {scores.loc[name, 'averaged']:.0f})" for name in partial_networks(table, averaged)}
-            cells = [cell + known.get(name, "") for name, cell in zip(scores.index, cells, strict=True)]
+            counts = [f" (of {partial[name]})" if name in partial else "" for name in scores.index]
+            cells = [cell + count for cell, count in zip(cells, counts, strict=True)]
         else:
             label = finding.replace("_", " ")
         rows[label] = [positives.get(finding, ""), *cells]

@@ -176,7 +176,7 @@ def format_table(table, positives, averaged, remarks, title):
     lines = [f"**{title}**", "", line("finding", "positive films", map(as_markdown, names))]
     lines.append("|---|---:|" + "---:|" * len(names))
     lines += [line(finding, positives[finding], [cell(name, finding) for name in names]) for finding in FINDINGS]
-    counts = {name: f" (of {averages.loc[name, 'averaged']})" if name in partial else "" for name in names}
+    counts = {name: f" (of {partial[name]})" if name in partial else "" for name in names}
     lines.append(line(f"Average of {len(averaged)}", "", [cell(name, AVERAGE) + counts[name] for name in names]))
     if BASELINE in names and len(names) > 1:
         gap = ["difference", "difference_low", "difference_high"]
@@ -190,9 +190,9 @@ def format_table(table, positives, averaged, remarks, title):
 
 
 def partial_networks(table, averaged):
-    """The networks that do not know all findings that are averaged."""
+    """{network that does not know all findings that are averaged: how many of them it knows}."""
     counts = table.xs(AVERAGE, level="finding")["averaged"]
-    return counts.index[counts < len(averaged)]
+    return counts[counts < len(averaged)].astype(int).to_dict()
 
 
 def notes(table, averaged, left_out, resamples, min_patients):

@@ -131,7 +131,7 @@ def run_part(options, row, seed):
     settings = parse_settings(ROOT / "val_train.py", [*options.train, *on])
     name = f"random_{seed}" if row == "random" else re.sub("_(exact|equal_time)$", "", row)  # of the network
     order = ["--second-order"] if name == "second_order" else []
-    search = {}
+    search_minutes = None
     if name == "chexnet":
         given = [*options.chexnet, *on_seed]
         if row == "chexnet_equal_time":
@@ -141,10 +141,10 @@ def run_part(options, row, seed):
     else:
         if row in SEARCHED:
             if options.cells:
-                search = {"minutes": take_cell(options.cells, row, seed, out / f"search_{name}")}
+                search_minutes = take_cell(options.cells, row, seed, out / f"search_{name}")
             else:
                 script("search_train.py", out, *options.search, *on_seed, *SEARCHED[row])
-                search = facts(out / f"search_{name}")
+                search_minutes = facts(out / f"search_{name}")["minutes"]
             genotype, cell = load_genotype(out / f"search_{name}" / "genotype.txt"), order
         elif row == "random_small":
             genotype = small_genotype(seed, settings)
@@ -167,7 +167,7 @@ def run_part(options, row, seed):
         "seed": seed,
         "test_auc": scores["auc"],
         **{cost: round(scores[cost], 4) for cost in COSTS},
-        "search_minutes": search.get("minutes"),
+        "search_minutes": search_minutes,
         **trained,
     }
 

@@ -21,13 +21,8 @@ from support.settings import guarded
 
 PACE = 2  # epochs of the training that measures how long one takes; the first one warms up
 KEY = ("dataset", "network", "seed", "asked")
-COLUMNS = FACTS | {
-    "dataset": str,
-    "network": str,
-    "seed": int,
-    "asked": float,
-    "parameters_millions": float,
-}  # of the CSV
+COLUMNS = FACTS | {"dataset": str, "network": str, "seed": int, "asked": float}  # of the CSV
+COLUMNS |= {"parameters_millions": float}
 
 
 def name_of(network):
