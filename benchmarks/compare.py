@@ -110,17 +110,23 @@ def read(path):
     return rows
 
 
-def take_cell(path, row, seed, folder):
-    """Write the cell of a row of a compare.csv as the genotype.txt of a search; returns that search's minutes."""
-    if (folder / "settings.json").exists():
-        raise InputError(f"{folder} is a search, and --cells is for cells of others: choose another --out")
+def find_cell(path, row, seed):
+    """(genotype, minutes of its search) of a row of a compare.csv. Raises InputError."""
     known = read(path)
     found = known[(known["row"] == row) & (known["seed"] == seed)]
     if len(found) != 1:
         raise InputError(f"--cells {path}: {len(found)} rows are {row} of seed {seed}, it takes 1")
+    return parse_genotype(found["genotype"].item()), found["search_minutes"].item()
+
+
+def take_cell(path, row, seed, folder):
+    """Write the cell of a row of a compare.csv as the genotype.txt of a search; returns that search's minutes."""
+    if (folder / "settings.json").exists():
+        raise InputError(f"{folder} is a search, and --cells is for cells of others: choose another --out")
+    genotype, minutes = find_cell(path, row, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    save_genotype(folder / "genotype.txt", parse_genotype(found["genotype"].item()))
-    return found["search_minutes"].item()
+    save_genotype(folder / "genotype.txt", genotype)
+    return minutes
 
 
 def run_part(options, row, seed):
@@ -298,8 +304,11 @@ def main(arguments=None):
     parts = {(row, seed) for row, seeds in map(read_part, options.parts or DEFAULT) for seed in seeds}
     # Seed by seed, so that a comparison that was stopped early has something of every row.
     order = sorted(parts, key=lambda part: (part[1], ROWS.index(part[0])))
+    for row, seed in order:
+        if options.cells and row in SEARCHED:
+            find_cell(options.cells, row, seed)  # all of them, before anything runs for hours
     out = Path(options.out) / "compare.csv"
-    trained = collect(out, COLUMNS, KEY, [partial(run_part, options, *part) for part in order], options.jobs)
+    trained = collect(out, read, KEY, [partial(run_part, options, *part) for part in order], options.jobs)
     return report(trained, out, beside)
 
 

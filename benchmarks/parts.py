@@ -50,8 +50,8 @@ def read_rows(path, columns):
     return rows
 
 
-def collect(path, columns, key, parts, jobs):
-    """Run the parts `side_by_side`; each returns a row, a dict. Returns all rows of the CSV `path`, as a data frame.
+def collect(path, read, key, parts, jobs):
+    """Run the parts `side_by_side`; each returns a row, a dict. Returns all rows of the CSV `path`, as `read` does.
 
     A row goes there when its part ends, in the place of one with the same values of `key`. Other rows stay.
     """
@@ -72,10 +72,10 @@ def collect(path, columns, key, parts, jobs):
         return row
 
     if path.exists():
-        read_rows(path, columns)  # before anything runs for hours
+        read(path)  # before anything runs for hours
     save(side_by_side([partial(finish, part) for part in parts], jobs))  # in the order of the parts
     held.release()
-    return read_rows(path, columns)
+    return read(path)
 
 
 def script(name, out, *arguments):

@@ -23,6 +23,7 @@ PACE = 2  # epochs of the training that measures how long one takes; the first o
 KEY = ("dataset", "network", "seed", "asked")
 COLUMNS = FACTS | {"dataset": str, "network": str, "seed": int, "asked": float}  # of the CSV
 COLUMNS |= {"parameters_millions": float}
+read = partial(read_rows, columns=COLUMNS)
 
 
 def name_of(network):
@@ -92,7 +93,7 @@ def main(arguments=None):
     parser.add_argument("--dataset", default="phantom", help="a prepared set")
     options = parser.parse_args(arguments)
     if options.rows:
-        return report(read_rows(options.rows, COLUMNS), Path(options.rows))
+        return report(read(options.rows), Path(options.rows))
     if not options.networks:
         raise InputError("name at least one network: chexnet, or a cell such as DARTS_V2 (see --help)")
 
@@ -107,7 +108,7 @@ def main(arguments=None):
         for seed in options.seeds
     ]
     out = Path(options.out) / "quality.csv"
-    return report(collect(out, COLUMNS, KEY, parts, options.jobs), out)
+    return report(collect(out, read, KEY, parts, options.jobs), out)
 
 
 if __name__ == "__main__":

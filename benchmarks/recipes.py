@@ -20,6 +20,7 @@ from support.settings import guarded
 
 KEY = ("command", "dataset", "seed")
 COLUMNS = FACTS | {"command": str, "dataset": str, "seed": int}  # of the CSV
+read = partial(read_rows, columns=COLUMNS)
 
 
 def run_part(options, command, dataset, seed):
@@ -62,7 +63,7 @@ def main(arguments=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings")
     options = parser.parse_args(arguments)
     if options.rows:
-        return report(read_rows(options.rows, COLUMNS), Path(options.rows))
+        return report(read(options.rows), Path(options.rows))
     if not options.commands:
         raise InputError("name at least one command, such as 'chexnet.py --batch-size 32' (see --help)")
     for command in options.commands:
@@ -79,7 +80,7 @@ def main(arguments=None):
         for command in options.commands
     ]
     out = Path(options.out) / "recipes.csv"
-    return report(collect(out, COLUMNS, KEY, parts, options.jobs), out)
+    return report(collect(out, read, KEY, parts, options.jobs), out)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,8 @@ def test_compare_trains_the_cells_that_an_earlier_comparison_found(here, tmp_pat
     trained = pd.read_csv(tmp_path / "out" / "compare.csv").iloc[0]
     assert trained["genotype"] == str(random_genotype(5)) and trained["search_minutes"] == 4.5
     with pytest.raises(InputError, match=r"earlier\.csv: 0 rows are first_order of seed 3"):
-        compare.main(["first_order=3-3", *options])
+        compare.main(["first_order=1-3", *options])
+    assert not (tmp_path / "out" / "first_order_1").exists()  # said before anything is trained
 
 
 @pytest.mark.long
@@ -201,10 +202,10 @@ def test_recipes_trains_every_command_on_every_set_with_every_seed(here, tmp_pat
         recipes.main([])
 
 
-def test_the_error_of_the_part_that_failed_first_is_shown():
+def test_the_error_of_the_part_that_failed_first_is_shown(tmp_path):
     def goes_on():
         failed.wait(60)
-        parts.script("val_train.py", Path())
+        parts.script("val_train.py", tmp_path)
 
     def fails():
         failed.set()
@@ -255,10 +256,15 @@ def test_files_that_hold_no_rows_are_named(module, text, problem, tmp_path):
         module.main(["--rows", str(tmp_path / "rows.csv")])
 
 
-def test_rows_of_an_unknown_name_are_named(tmp_path):
+def test_rows_of_an_unknown_name_are_named(tmp_path, monkeypatch):
     (tmp_path / "compare.csv").write_text(Path("docs/compare.csv").read_text().replace(",second_order,", ",second,", 1))
     with pytest.raises(InputError, match=r"compare\.csv: row 'second' must be one of first_order, "):
         compare.main(["--rows", str(tmp_path / "compare.csv")])
+    trained = []
+    monkeypatch.setattr(compare, "run_part", lambda *part: trained.append(part) or {})
+    with pytest.raises(InputError, match=r"compare\.csv: row 'second' must be"):
+        compare.main(["random=1", "--out", str(tmp_path)])
+    assert not trained
 
 
 @pytest.mark.parametrize("text", ["first_order", "first=3", "random=0", "random=x", "=3", "random=3-2"])
