@@ -248,7 +248,7 @@ def draw_auc(path, table, rows):
 
 def draw_comparison(path, groups):
     """Test AUC of repeated trainings as dots, with their mean as a line; groups: {name: AUCs}."""
-    figure, (axes,) = _panels(1, 1, 6, 0.6 + 0.5 * len(groups))
+    figure, (axes,) = _panels(1, 1, 8, 0.7 + 0.3 * len(groups))
     for k, values in enumerate(groups.values()):
         axes.plot(values, np.full(len(values), k), "o", color=DARK, alpha=0.5)
         axes.plot([np.mean(values)] * 2, (k - 0.3, k + 0.3), color=DARK, lw=2)
