@@ -110,27 +110,32 @@ def read(path):
     return rows
 
 
-def find_cell(path, row, seed):
-    """(genotype, minutes of its search) of a row of a compare.csv. Raises InputError."""
+def find_cells(path, parts):
+    """{(row, seed): (genotype, minutes of its search)} of those parts that search, from the rows of a compare.csv."""
     known = read(path)
-    found = known[(known["row"] == row) & (known["seed"] == seed)]
-    if len(found) != 1:
-        raise InputError(f"--cells {path}: {len(found)} rows are {row} of seed {seed}, it takes 1")
-    return parse_genotype(found["genotype"].item()), found["search_minutes"].item()
+    cells = {}
+    for row, seed in parts:
+        if row in SEARCHED:
+            found = known[(known["row"] == row) & (known["seed"] == seed)]
+            if len(found) != 1:
+                raise InputError(f"--cells {path}: {len(found)} rows are {row} of seed {seed}, it takes 1")
+            cells[row, seed] = parse_genotype(found["genotype"].item()), found["search_minutes"].item()
+    return cells
 
 
-def take_cell(path, row, seed, folder):
-    """Write the cell of a row of a compare.csv as the genotype.txt of a search; returns that search's minutes."""
+def take_cell(genotype, folder):
+    """Write a cell that another search found as the genotype.txt of a search."""
     if (folder / "settings.json").exists():
         raise InputError(f"{folder} is a search, and --cells is for cells of others: choose another --out")
-    genotype, minutes = find_cell(path, row, seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_genotype(folder / "genotype.txt", genotype)
-    return minutes
 
 
-def run_part(options, row, seed):
-    """Search where the row says so, train, score; a row of the table."""
+def run_part(options, row, seed, cell_found):
+    """Search where the row says so, train, score; a row of the table.
+
+    cell_found (genotype, minutes of its search), of `find_cells`: is trained instead of searching. Else None.
+    """
     out = Path(options.out) / f"{row}_{seed}"
     on = ["--dataset", options.dataset, "--data", options.data]
     on_seed = [*on, "--seed", str(seed)]
@@ -146,8 +151,9 @@ def run_part(options, row, seed):
         script("chexnet.py", out, *given)
     else:
         if row in SEARCHED:
-            if options.cells:
-                search_minutes = take_cell(options.cells, row, seed, out / f"search_{name}")
+            if cell_found:
+                genotype, search_minutes = cell_found
+                take_cell(genotype, out / f"search_{name}")
             else:
                 script("search_train.py", out, *options.search, *on_seed, *SEARCHED[row])
                 search_minutes = facts(out / f"search_{name}")["minutes"]
@@ -304,11 +310,10 @@ def main(arguments=None):
     parts = {(row, seed) for row, seeds in map(read_part, options.parts or DEFAULT) for seed in seeds}
     # Seed by seed, so that a comparison that was stopped early has something of every row.
     order = sorted(parts, key=lambda part: (part[1], ROWS.index(part[0])))
-    for row, seed in order:
-        if options.cells and row in SEARCHED:
-            find_cell(options.cells, row, seed)  # all of them, before anything runs for hours
+    cells = find_cells(options.cells, order) if options.cells else {}
     out = Path(options.out) / "compare.csv"
-    trained = collect(out, read, KEY, [partial(run_part, options, *part) for part in order], options.jobs)
+    runs = [partial(run_part, options, *part, cells.get(part)) for part in order]
+    trained = collect(out, read, KEY, runs, options.jobs)
     return report(trained, out, beside)
 
 
