@@ -49,7 +49,24 @@ class PreparedSet:
     labels: np.ndarray
     table: pd.DataFrame
     checksum: str
-    notice: str  # what a table of results on this set must say
+    findings: tuple  # their names, in the order of the columns of `labels`
+    preset: str  # whose recipe the set takes: phantom, small or reference
+    synthetic: bool  # drawn films: what networks make of them says nothing about real ones
+    patients: bool  # False: the set does not know them, and each film counts as one
+
+    @property
+    def notice(self):
+        """What a table of results on this set must say."""
+        return f"{'synthetic, ' * self.synthetic}not for clinical use"
+
+    def identity(self):
+        """What a run and its weights file say of the set: a dict of plain values."""
+        return {
+            "checksum": self.checksum,
+            "findings": list(self.findings),
+            "film_size": self.images.shape[1],
+            "synthetic": self.synthetic,
+        }
 
     def rows(self, split):
         """Row numbers of a split's films, in file order."""
@@ -177,12 +194,20 @@ def load_set(folder):
         labels = check_table(table, len(images))
         at = folder / "source.json"
         source = json.loads(at.read_text(encoding="utf-8"))
-        checksum, notice = source["checksum"], source.get("notice", "not for clinical use")
+        checksum = source["checksum"]
+        facts = {
+            "findings": tuple(source.get("findings", FINDINGS)),
+            "preset": source.get("preset")
+            or {"phantom": "phantom", "chestxray14": "reference"}.get(folder.name, "small"),
+            # A set of an older version says it in its notice only.
+            "synthetic": source.get("synthetic", source.get("notice", "").startswith("synthetic")),
+            "patients": source.get("patients", True),
+        }
         if checksum != set_checksum(folder):
             raise InputError("its checksum does not fit images.npy and labels.csv: prepare the set again")
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RecursionError) as error:
         raise InputError(f"{at}: {error}") from None
-    return PreparedSet(folder.name, images, labels, table, checksum, notice)
+    return PreparedSet(folder.name, images, labels, table, checksum, **facts)
 
 
 def open_set(data, name):

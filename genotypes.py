@@ -212,15 +212,23 @@ def given_genotype(given):
     else:
         known = ", ".join(["random", *PUBLISHED])
         raise InputError(f"genotype {shown(given)}: no such file, no 'Genotype(...)', and not one of {known}")
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{,63}", name):
-        rule = "1 to 64 of a-z, A-Z, 0-9, '_', '-' and '.' (not in front)"
-        raise InputError(f"genotype {shown(given)}: a network's name has {rule}, not {shown(name)}: {remedy}")
+    try:
+        check_name(name)
+    except InputError as error:
+        raise InputError(f"genotype {shown(given)}: {error}: {remedy}") from None
     published = {known.lower(): genotype for known, genotype in PUBLISHED.items()}
     if name.lower().removesuffix(".pth").endswith("_net"):
         raise InputError(f"genotype {shown(given)}: a weights file is called so, not a network: {remedy}")
     if TAKEN.fullmatch(name) or published.get(name.lower(), found.genotype) != found.genotype:
         raise InputError(f"genotype {shown(given)}: its network would be called {name}, which is taken: {remedy}")
     return name, found
+
+
+def check_name(name):
+    """Raise InputError unless a network may be called so: its name is that of files, columns and lines of a plot."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{,63}", name):
+        rule = "1 to 64 of a-z, A-Z, 0-9, '_', '-' and '.' (not in front)"
+        raise InputError(f"a network's name has {rule}, not {shown(name)}")
 
 
 def _name_of_file(path):

@@ -43,7 +43,7 @@ def open_own_films(folder, data, crop, device, anyway):
         raise InputError(f"{folder} has no film (.png, .jpg, .jpeg) in it: convert others, such as DICOM, to PNG")
     paths = [found[name] for name in sorted(found)]
     images = np.stack([read_film(path, data.images.shape[1]) for path in paths])
-    if "synthetic" in data.notice and not anyway:
+    if data.synthetic and not anyway:
         known = {film.tobytes() for film in data.images}
         for path, film in zip(paths, images, strict=True):
             if film.tobytes() not in known:

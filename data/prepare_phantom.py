@@ -422,7 +422,9 @@ def prepare(folder, seed=SEED, films=FILMS):
     images = np.empty((len(table), SIZE, SIZE), np.uint8)
     for row, patient in enumerate(progress(table["Patient ID"], "phantom", len(table))):
         images[row] = render(labels[row], seed, int(patient), int(film[row]))
-    return write_set(folder, images, table, {"what": WHAT, "notice": NOTICE, "seed": seed, "size": SIZE})
+    return write_set(
+        folder, images, table, {"what": WHAT, "preset": "phantom", "synthetic": True, "seed": seed, "size": SIZE}
+    )
 
 
 def seed_of(folder):

@@ -62,11 +62,11 @@ def small_table():
 
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory):
-    """The folder that holds a prepared set "small" of 112 noise films, 64 × 64 px. Not to be written to."""
+    """The folder that holds a prepared set "noise" of 112 noise films, 64 × 64 px. Not to be written to."""
     data = tmp_path_factory.mktemp("data")
     table = small_table()
     images = np.random.default_rng(0).integers(0, 256, (len(table), 64, 64), dtype=np.uint8)
-    write_set(data / "small", images, table, {"origin": "noise", "seed": 0})
+    write_set(data / "noise", images, table, {"origin": "noise", "seed": 0, "preset": "phantom"})
     return data
 
 

@@ -55,7 +55,7 @@ def test_memory_is_measured_in_a_process_of_its_own():
 @pytest.mark.long
 def test_hypergradient_prints_every_precision_and_radius(capsys, monkeypatch, small_set):
     monkeypatch.setattr(hypergradient, "RADII", [1e-2, 1e-4])
-    monkeypatch.setattr(sys, "argv", ["hypergradient", "--tiny", "--data", str(small_set), "--dataset", "small"])
+    monkeypatch.setattr(sys, "argv", ["hypergradient", "--tiny", "--data", str(small_set), "--dataset", "noise"])
     hypergradient.main()
     text = capsys.readouterr().out
     assert text.count("###") == 4  # fresh and trained, each with its smooth twin
@@ -82,7 +82,7 @@ def here(monkeypatch, small_set, table_alone):
         monkeypatch.setattr(module, "side_by_side", lambda parts, jobs: [part() for part in parts])
     small = " ".join(SMALL[2:])
     networks = ["--train", " ".join([small, *NETWORK]), "--chexnet", small]
-    return ["--dataset", "small", "--data", str(small_set), *networks]
+    return ["--dataset", "noise", "--data", str(small_set), *networks]
 
 
 @pytest.mark.long
@@ -177,7 +177,7 @@ def test_quality_trains_for_the_minutes_asked_and_tables_them(here, tmp_path, ca
 
 def test_recipes_trains_every_command_on_every_set_with_every_seed(here, tmp_path, capsys):
     small = "val_train.py --genotype DARTS_V1 " + " ".join([*SMALL[2:], *NETWORK])
-    options = ["--sets", "small", "--seeds", "0", "3", *here[2:4], "--out", str(tmp_path)]
+    options = ["--sets", "noise", "--seeds", "0", "3", *here[2:4], "--out", str(tmp_path)]
     recipes.main([small, f"{small} --recipe reference", *options])
     trained = pd.read_csv(tmp_path / "recipes.csv").set_index(["command", "seed"])
     assert list(trained.index) == [
@@ -221,7 +221,7 @@ def test_the_error_of_the_part_that_failed_first_is_shown(tmp_path):
 @pytest.mark.long
 def test_a_benchmark_that_is_asked_to_stop_stops_its_script(small_set, tmp_path):
     training = " ".join(["val_train.py --genotype DARTS_V1", *SMALL[2:], *NETWORK, "--epochs 1000"])
-    options = ["--sets", "small", "--seeds", "1", "--data", str(small_set), "--out", str(tmp_path)]
+    options = ["--sets", "noise", "--seeds", "1", "--data", str(small_set), "--out", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.recipes", training, *options]
     with subprocess.Popen(command, cwd=ROOT) as process:
         while not list(tmp_path.rglob("metrics.jsonl")):
@@ -365,5 +365,5 @@ def test_two_sets_are_set_beside_each_other_over_the_cells_that_both_have():
     assert "on phantom and on nih10k, over the 4 cells" in text and " +0.80 [" in text
     low, high = map(float, re.search(r"\[(.*), (.*)\] \(95 %", text).groups())
     assert -1 <= low < 0.8 < high <= 1
-    with pytest.raises(InputError, match="0 cells were trained on phantom and on small"):
-        compare.format_agreement(drawn, rows("small", e=[0.5]))
+    with pytest.raises(InputError, match="0 cells were trained on phantom and on noise"):
+        compare.format_agreement(drawn, rows("noise", e=[0.5]))

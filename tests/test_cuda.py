@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 def test_every_script_runs_on_cuda_and_goes_on_there(small_set, tmp_path):
-    common = ["--data", str(small_set), "--out", str(tmp_path), "--dataset", "small"]
+    common = ["--data", str(small_set), "--out", str(tmp_path), "--dataset", "noise"]
     cuda = [*SMALL, *common, "--device", "cuda"]
     for order in ("--no-second-order", "--second-order"):
         settings.start(search_train.main, search_train.__file__, [*cuda, *NETWORK, order])

@@ -138,7 +138,7 @@ def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
 
 @pytest.fixture
 def data(small_set):
-    return load_set(small_set / "small")
+    return load_set(small_set / "noise")
 
 
 def test_evaluation_films_are_the_whole_film_reduced(data):

@@ -24,7 +24,7 @@ def networks(small_set, tmp_path_factory):
     out = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
     for name in NAMES:
-        save_network(out / "weights", name, load_set(small_set / "small"))
+        save_network(out / "weights", name, load_set(small_set / "noise"))
     return out
 
 
@@ -38,7 +38,7 @@ def out(networks, tmp_path, table_alone):
 @pytest.fixture
 def own(small_set, tmp_path):
     """A folder with three test films of the set, in different files and folders."""
-    data = load_set(small_set / "small")
+    data = load_set(small_set / "noise")
     folder = tmp_path / "own"
     (folder / "more").mkdir(parents=True)
     for row, name in zip(data.rows("test"), ("a.png", "more/B.PNG", "c $x$ <b>.png"), strict=False):
@@ -54,7 +54,7 @@ def score(small_set, out, folder, *options):
 def test_a_film_of_the_set_is_scored_as_it_was_there(small_set, out, own, capsys):
     score(small_set, out, own)
     assert (
-        f"films in {own}: 3, scored by networks of small (not for clinical use); no diagnosis\n"
+        f"films in {own}: 3, scored by networks of noise (not for clinical use); no diagnosis\n"
         in capsys.readouterr().out
     )
     names = ["a.png", "B.PNG", "c $x$ <b>.png"]
@@ -156,10 +156,8 @@ def test_films_need_a_network(small_set, tmp_path, own, one_line):
 def test_networks_of_synthetic_films_refuse_others_unless_told_otherwise(
     small_set, out, own, tmp_path, one_line, capsys
 ):
-    data = load_set(small_set / "small")
-    write_set(
-        tmp_path / "drawn" / "small", np.array(data.images), data.table, {"notice": "synthetic, not for clinical use"}
-    )
+    data = load_set(small_set / "noise")
+    write_set(tmp_path / "drawn" / "noise", np.array(data.images), data.table, {"synthetic": True})
     score(tmp_path / "drawn", out, own)  # its own films are known by their pixels
     capsys.readouterr()
     Image.new("L", (300, 200), 90).save(own / "mine.png")

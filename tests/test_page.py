@@ -75,7 +75,7 @@ class Parsed(HTMLParser):
 def made(small_set, tmp_path_factory):
     """A folder with a search, two networks, another model called ALIEN, a film called FILM, and their results."""
     out = tmp_path_factory.mktemp("made")
-    data = load_set(small_set / "small")
+    data = load_set(small_set / "noise")
     torch.manual_seed(0)
     for name in ("first_order", "chexnet"):
         save_network(out / "weights", name, data)
@@ -137,7 +137,7 @@ def test_every_number_is_that_of_the_table(made):
 
 
 def test_the_number_of_films_with_a_finding(made, small_set):
-    data = load_set(small_set / "small")
+    data = load_set(small_set / "noise")
     films = data.labels[data.rows("test")].sum(axis=0)
     assert [row[1] for row in parsed(made).tables[1][1:]] == [*(f"{count:.0f}" for count in films), ""]
 
@@ -160,7 +160,7 @@ def test_every_picture_is_there(made):
 
 
 def test_the_captions_have_the_probabilities(made, small_set):
-    data = load_set(small_set / "small")
+    data = load_set(small_set / "noise")
     positive = data.labels[data.rows("test")]
     texts = parsed(made).texts
     for name in ("first_order", "chexnet"):
@@ -178,7 +178,7 @@ def test_the_captions_have_the_probabilities(made, small_set):
 def test_the_notice_stands_on_top_and_films_are_no_diagnosis(made):
     texts = parsed(made).texts
     body = texts.index("Not for clinical use")
-    assert texts[body + 1] == "AUC on the test split of small"
+    assert texts[body + 1] == "AUC on the test split of noise"
     assert "This is no diagnosis. The networks were trained on small (not for clinical use)." in texts
     assert FILM in texts
 

@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def test_losses_that_are_not_finite_end_the_run_and_name_their_films(small_set):
-    data, cpu = load_set(small_set / "small"), torch.device("cpu")
+    data, cpu = load_set(small_set / "noise"), torch.device("cpu")
     samplers = [Sampler(Films(data, split, 32, cpu), 4, torch.Generator()) for split in ("train", "val")]
     losses = Losses(cpu)
     assert losses.means(7) == {}

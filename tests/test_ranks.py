@@ -89,7 +89,7 @@ def worker(data, out):
 def both(small_set, tmp_path_factory):
     """What the two ranks have computed."""
     out = tmp_path_factory.mktemp("ranks")
-    command = [*TORCHRUN, __file__, str(small_set / "small"), str(out)]
+    command = [*TORCHRUN, __file__, str(small_set / "noise"), str(out)]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
@@ -110,7 +110,7 @@ def test_what_rank_0_writes_is_there_for_both(both):
 @pytest.mark.long
 @pytest.mark.parametrize("order", ["first", "second", "exact"])
 def test_two_ranks_fed_the_same_slice_are_one_process_fed_it(both, small_set, order):
-    films = Films(load_set(small_set / "small"), "train", 32, CPU)
+    films = Films(load_set(small_set / "noise"), "train", 32, CPU)
     alone = search_steps(films, order, same_slice=True)
     equal(both[0][order, "same"]["states"], alone["states"])
     assert not torch.equal(both[0][order]["states"][0]["losses"], alone["states"][0]["losses"])
@@ -118,7 +118,7 @@ def test_two_ranks_fed_the_same_slice_are_one_process_fed_it(both, small_set, or
 
 @pytest.mark.long
 def test_the_slices_of_both_ranks_are_the_batch_of_one(both, small_set):
-    films = Films(load_set(small_set / "small"), "train", 32, CPU)
+    films = Films(load_set(small_set / "noise"), "train", 32, CPU)
     sampler = Sampler(films, BATCH, torch.Generator().manual_seed(2))
     for first, second in zip(both[0]["batches"], both[1]["batches"], strict=True):
         for whole, *parts in zip(sampler.next(), first, second, strict=True):
@@ -127,7 +127,7 @@ def test_the_slices_of_both_ranks_are_the_batch_of_one(both, small_set):
 
 @pytest.mark.long
 def test_evaluation_scores_every_film_once_with_the_statistics_of_rank_0(both, small_set):
-    films = Films(load_set(small_set / "small"), "train", 32, CPU)
+    films = Films(load_set(small_set / "noise"), "train", 32, CPU)
     torch.manual_seed(3)
     network = DerivedNetwork(4, len(FINDINGS), 4, PUBLISHED["DARTS_V1"])
     network(films.eval_batch(slice(0, 8)))

@@ -21,7 +21,7 @@ from support import settings
 from tests.conftest import small_table
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--dataset", "small", "--crop", "32", "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
+SMALL = ["--dataset", "noise", "--crop", "32", "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
 NETWORK = ["--c", "4", "--layers", "4"]
 
 
@@ -30,7 +30,7 @@ def run(script, data, out, *options):
     arguments = [] if script is table_script else SMALL
     if script in (search_train, val_train):
         arguments = [*arguments, *NETWORK]
-    common = ["--data", str(data), "--out", str(out), "--dataset", "small", "--device", "cpu"]
+    common = ["--data", str(data), "--out", str(out), "--dataset", "noise", "--device", "cpu"]
     settings.start(script.main, script.__file__, [*arguments, *common, *map(str, options)])
 
 
@@ -85,7 +85,7 @@ def test_a_search_leaves_its_genotypes_log_and_metrics(whole, order):
 def test_weights_files_are_plain_and_complete(whole, small_set, name):
     saved = torch.load(whole / "weights" / f"{name}_net.pth", weights_only=True)
     trained = saved["settings"]
-    assert saved["epoch"] == 1 and trained["checksum"] == load_set(small_set / "small").checksum
+    assert saved["epoch"] == 1 and trained["checksum"] == load_set(small_set / "noise").checksum
     assert ("genotype" in trained) == (name != "chexnet")
     network, _ = table_script.load_network(whole / "weights" / f"{name}_net.pth")
     assert all(torch.equal(v, saved["weights"][k]) for k, v in network.state_dict().items())
@@ -148,7 +148,7 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
     before = files(copy)
     line = one_line(run, search_train, small_set, copy, "--alpha-lr", 0.1)
     assert "search_first_order: alpha_lr was 0.02, now 0.1; " in line and "--fresh" in line
-    line = one_line(run, search_train, small_set, copy, "--dataset", "small", "--w-lr", 1, "--c", 8)
+    line = one_line(run, search_train, small_set, copy, "--dataset", "noise", "--w-lr", 1, "--c", 8)
     assert "c was 4, now 8 (other differences: w_lr)" in line
     line = one_line(run, chexnet, small_set, copy, "--epochs", 2)
     assert "epochs was 1, now 2; set it back, start elsewhere with --out FOLDER, or move the old run aside" in line
@@ -442,7 +442,7 @@ def test_missing_steps_are_named(small_set, tmp_path, one_line):
 def test_a_cell_searched_on_another_set_is_not_trained_unasked(copy, small_set, tmp_path_factory, one_line):
     data = tmp_path_factory.mktemp("other")
     table = small_table()
-    write_set(data / "small", np.full((len(table), 64, 64), 7, dtype=np.uint8), table, {})
+    write_set(data / "noise", np.full((len(table), 64, 64), 7, dtype=np.uint8), table, {})
     line = one_line(run, val_train, data, copy, "--fresh")
     assert "search_first_order: searched on another set" in line
     assert (copy / "weights" / "first_order_net.pth").exists()

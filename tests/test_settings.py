@@ -157,7 +157,7 @@ def test_a_place_that_cannot_be_written_is_one_line(name, small_set, tmp_path, o
     """A file where a folder must be, and folders that no one can make."""
     script = importlib.import_module(name)
     (tmp_path / "file").write_text("")
-    common = ["--data", str(small_set), "--dataset", "small", "--device", "cpu"]
+    common = ["--data", str(small_set), "--dataset", "noise", "--device", "cpu"]
     if name == "val_train":
         common += ["--genotype", "DARTS_V1"]
     if name != "test":

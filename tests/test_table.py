@@ -38,7 +38,7 @@ def save_network(folder, name, data, **settings):
 
 @pytest.fixture(scope="session")
 def prepared(small_set):
-    return load_set(small_set / "small")
+    return load_set(small_set / "noise")
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def another_set(tmp_path_factory):
     data = tmp_path_factory.mktemp("other")
     films = small_table()
     images = np.random.default_rng(9).integers(0, 256, (len(films), 64, 64), dtype=np.uint8)
-    write_set(data / "small", images, films, {})
+    write_set(data / "noise", images, films, {})
     return data
 
 
@@ -188,12 +188,12 @@ def test_networks_of_different_crops_are_not_compared(copy, table, prepared, one
 
 
 def test_weights_of_another_set_are_left_out(copy, table, another_set, capsys):
-    save_network(copy / "weights", "DARTS_V2", load_set(another_set / "small"))
-    save_network(copy / "weights", "first_order", load_set(another_set / "small"))
+    save_network(copy / "weights", "DARTS_V2", load_set(another_set / "noise"))
+    save_network(copy / "weights", "first_order", load_set(another_set / "noise"))
     assert columns(table(copy)) == ["DARTS_V1", "second_order"]
     output = capsys.readouterr().out
     for name in ("DARTS_V2", "first_order"):
-        assert f"{name}_net.pth: trained on another set (small, or another version of small), left out\n" in output
+        assert f"{name}_net.pth: trained on another set (noise, or another version of noise), left out\n" in output
     assert "is not there" not in output
 
 
