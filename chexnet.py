@@ -11,18 +11,17 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim import Adam
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchvision.models import DenseNet121_Weights, densenet121
 
 import utils
-import visualize
-from dataset import FINDINGS, Sampler, open_splits
+from dataset import Films, Sampler, find_preset, open_set
 from scores import evaluate
 from support import ranks
+from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
 from support.runs import Run
-from support.settings import start
+from support.settings import check_choice, check_numbers, check_switches, start
+from visualize import draw_run
 
 DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets
@@ -31,20 +30,20 @@ FRESH = False  # True: move an old run of this name aside and start again from t
 SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 
-# A dict has one value per set; a set without its own takes the phantom's.
-PRETRAINED = {"phantom": False, "chestxray14": True}  # True: start from ImageNet weights
-CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
-EPOCHS = {"phantom": 6, "nih10k": 20, "chestxray14": 100}  # passes over train, at most
-BATCH_SIZE = {"phantom": 16, "chestxray14": 32}  # films
+PRESET = ""  # whose value of a dict below: phantom (drawn films), small (small real sets), reference; "": the set's own
+PRETRAINED = {"phantom": False, "small": False, "reference": True}  # True: start from ImageNet weights
+CROP = {"phantom": 64, "small": 0, "reference": 224}  # pixels, a multiple of 32, at least half the film; 0: all of it
+EPOCHS = {"phantom": 6, "small": 20, "reference": 100}  # passes over train, at most
+BATCH_SIZE = {"phantom": 16, "small": 16, "reference": 32}  # films
+START_AT_PREVALENCE = {"phantom": True, "small": True, "reference": False}  # classifier's bias: logits of frequencies
 
-# The better of two on small sets, and the original's (docs/evidence.md).
-RECIPE = {"phantom": "one_cycle", "chestxray14": "reference"}  # one_cycle: AdamW; reference: Adam, rate by plateaus
+# The better recipe on small sets, and the original's (docs/evidence.md).
+RECIPE = {"phantom": "one_cycle", "small": "one_cycle", "reference": "plateau"}  # one_cycle: AdamW; plateau: Adam
 ONE_CYCLE_LR = 2e-3  # AdamW's highest rate: reached after 0.3 of all steps, then falling to almost 0
 ONE_CYCLE_WEIGHT_DECAY = 0.05  # of AdamW
-LR = {"phantom": 1e-3, "chestxray14": 1e-4}  # Adam's rate at the start
-PATIENCE = 1  # epochs in a row without a better val AUC that change nothing; one more divides Adam's rate by 10
-LR_STOP = 1e-7  # training ends when Adam's rate falls below
-START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's first bias: logits of train's frequencies
+PLATEAU_LR = {"phantom": 1e-3, "small": 1e-3, "reference": 1e-4}  # Adam's rate at the start
+PLATEAU_PATIENCE = 1  # epochs in a row without a better val AUC that change nothing; one more divides the rate by 10
+PLATEAU_LR_STOP = 1e-7  # training ends when the rate falls below
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
 
@@ -92,69 +91,73 @@ def load_imagenet_weights(densenet, folder):
         raise InputError(f"{path} is damaged, or another network's: delete it, then {ways}") from None
 
 
-def make_optimizer(settings, weights, steps):
-    """The optimizer of `weights` and its learning rate's schedule, by the recipe; steps: of one epoch."""
+def check(settings):
+    """Raise InputError for settings that make no sense, and for those that would train nothing."""
+    check_choice(settings, "recipe", ("one_cycle", "plateau"))
+    check_numbers(settings, "epochs batch_size", low=1, whole=True)
+    check_numbers(settings, "crop", low=0, whole=True)
+    check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
     if settings.recipe == "one_cycle":
-        rate, decay = settings.one_cycle_lr, settings.one_cycle_weight_decay
-        return utils.one_cycle(weights, rate, decay, settings.epochs * steps)
-    fused = weights[0].is_cuda  # one kernel for all parameters
-    optimizer = Adam(weights, settings.lr, fused=fused)
-    return optimizer, ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=settings.patience, threshold=0)
+        check_numbers(settings, "one_cycle_lr one_cycle_weight_decay", low=0)
+    else:
+        check_numbers(settings, "plateau_patience", low=0, whole=True)
+        check_numbers(settings, "plateau_lr_stop", low=0)
+        check_numbers(settings, "plateau_lr", low=settings.plateau_lr_stop)
+    check_switches(settings, "pretrained fresh start_at_prevalence deterministic")
 
 
-def check_settings(settings):
-    """Raise InputError for what would train nothing."""
-    utils.check_recipe(settings.recipe)
-    if settings.recipe == "reference" and settings.lr < settings.lr_stop:
-        raise InputError(f"LR (--lr) is {settings.lr:g}, below LR_STOP (--lr-stop): no epoch would be trained")
+def make_schedule(settings, weights, steps):
+    """The optimizer of `weights`, and how its rate moves, by the recipe; steps: of one epoch."""
+    if settings.recipe == "one_cycle":
+        lr, weight_decay = settings.one_cycle_lr, settings.one_cycle_weight_decay
+        return utils.OneCycle(weights, lr, weight_decay, settings.epochs * steps)
+    return utils.Plateau(weights, settings.plateau_lr, settings.plateau_patience, settings.plateau_lr_stop)
 
 
 def main(settings):
-    check_settings(settings)
-    device = utils.select_device(settings.device)
-    generator = utils.seed_everything(settings.seed, device, settings.deterministic)
-    data, trn_films, val_films = open_splits(settings.data, settings.dataset, settings.crop, device, "train", "val")
+    check(settings)
+    device = select_device(settings.device)
+    generator = seed_everything(settings.seed, device, settings.deterministic)
+
+    data = open_set(settings.data, settings.dataset)
+    trn_films, val_films = (Films(data, split, settings.crop, device) for split in ("train", "val"))
     sampler = Sampler(trn_films, settings.batch_size, generator)
+    settings.crop = trn_films.crop  # in pixels, also where 0 was asked for
+
     out = Path(settings.out) / "weights"
-    run = Run(out / "chexnet", settings, device, {"checksum": data.checksum}, product=out / "chexnet_net.pth")
+    run = Run(out / "chexnet", settings, device, data.identity(), product=out / "chexnet_net.pth")
     if run.finished:
         return
 
     # A run that goes on has its weights in the checkpoint.
-    network = CheXNet(len(FINDINGS), settings.pretrained and run.new, out).to(device)
+    network = CheXNet(len(data.findings), settings.pretrained and run.new, out).to(device)
     if settings.start_at_prevalence:
         utils.start_at_prevalence(network.classifier, trn_films.labels)
     weights = list(network.parameters())
-    one_cycle = settings.recipe == "one_cycle"
-    optimizer, scheduler = make_optimizer(settings, weights, len(sampler))
-    run.restore(network=network, optimizer=optimizer, scheduler=scheduler, train=sampler, generator=generator)
-    if run.new:
-        run.log(f"CheXNet, {data.name}: {len(trn_films)} train and {len(val_films)} val films; {run.where()}")
-        run.log(f"DenseNet-121: {sum(p.numel() for p in weights) / 1e6:.2f} M parameters")
-        run.log("epoch         lr   train loss   val loss   val AUC")
+    schedule = make_schedule(settings, weights, len(sampler))
 
-    for epoch in run.epochs(settings.epochs):
-        if not one_cycle and scheduler.get_last_lr()[0] < settings.lr_stop:
+    run.restore(network=network, schedule=schedule, sampler=sampler, generator=generator)
+    if run.new:
+        run.log(f"CheXNet, {data.name}: {len(trn_films)} train, {len(val_films)} val films, crop {settings.crop}")
+        run.log(f"DenseNet-121: {sum(p.numel() for p in weights) / 1e6:.2f} M parameters")
+
+    for _ in run.epochs(settings.epochs):
+        if schedule.done:
             break
         network.train()
         for _ in run.steps(len(sampler)):
             films, labels = sampler.next()
-            with utils.autocast(device):
+            with autocast(device):
                 loss = utils.criterion(network(films), labels)
-            run.add(train=utils.descend(loss, weights, optimizer))
-            if one_cycle:
-                scheduler.step()
+            run.add("train_loss", utils.descend(loss, weights, schedule.optimizer), sampler)
+            schedule.after_step()
 
-        lr, trn_loss = scheduler.get_last_lr()[0], run.means()["train"]
-        auc, val_loss = evaluate(network, val_films, settings.batch_size, run.pause)
-        if not one_cycle:
-            scheduler.step(auc)
-        if run.is_best(auc):
-            run.save_weights(network)
-        shown = f"{epoch:5}   {lr:8.1e}   {trn_loss:10.4f}   {val_loss:8.4f}   {auc:7.3f}"
-        run.end_epoch(shown, lr=lr, train_loss=trn_loss, val_loss=val_loss, val_auc=auc)
-    run.finish(visualize.draw_run)
+        auc, val_loss = evaluate(network, val_films, settings.batch_size, run.stop_or_save_if_due)
+        shown = {"val_loss": val_loss, "lr": schedule.lr}
+        schedule.after_epoch(auc)
+        run.end_epoch(auc, shown, keep=network.state_dict())
+    run.finish(draw_run)
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, find_preset, utils.SCHEDULES)

@@ -221,10 +221,12 @@ def open_set(data, name):
     return load_set(folder)
 
 
-def open_splits(data, name, crop, device, *splits):
-    """The set `name` below the folder `data`, and `Films` of each of the splits. Raises InputError."""
-    prepared = open_set(data, name)
-    return prepared, *(Films(prepared, split, crop, device) for split in splits)
+def find_preset(data, name):
+    """The preset that the set `name` below the folder `data` takes: phantom, small or reference. Raises InputError."""
+    folder = Path(data) / name
+    if (folder / "source.json").exists():
+        return load_set(folder).preset
+    return "phantom"
 
 
 # --- Batches on the device
@@ -239,33 +241,37 @@ class Films:
     """
 
     def __init__(self, prepared, split, crop, device):
+        """crop: a multiple of 32; 0, or one larger than the films, is all of the film. Raises InputError."""
         rows = prepared.rows(split)
-        films = torch.from_numpy(prepared.images[rows])
-        height, size = films.shape[1:]
+        pixels = torch.from_numpy(prepared.images[rows])
+        height, size = pixels.shape[1:]
         if height != size:  # evaluation would squeeze what training crops
             raise InputError(f"films of {height} × {size} pixels must be square: prepare the set again")
-        if crop % 32 or not 0 < crop <= size:
-            raise InputError(f"crop {crop} must be a multiple of 32 and at most the films' {size} pixels")
+        if size < 32:
+            raise InputError(f"films of {size} pixels must have at least 32: prepare the set again")
+        if crop % 32:
+            raise InputError(f"crop {crop} must be a multiple of 32, or 0 for the whole film")
+        crop = min(crop or size, size) // 32 * 32
         if 2 * crop < size:  # training would see a corner at full scale, evaluation the whole film reduced
             raise InputError(f"crop {crop} is less than half of the films' {size} pixels: pass a larger --crop")
         border = crop // 16 if crop == size else 0
         self.split, self.crop, self.border = split, crop, border
-        self.films = F.pad(films, (border,) * 4).to(device)  # uint8 (N, H, W), with the border
+        self.pixels = F.pad(pixels, (border,) * 4).to(device)  # uint8 (N, H, W), with the border
         self.labels = torch.from_numpy(prepared.labels[rows]).to(device)
         self.names = prepared.table["Image Index"].to_numpy()[rows]
         self.mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
 
     def __len__(self):
-        return len(self.films)
+        return len(self.pixels)
 
     def train_batch(self, index, generator, part=slice(None)):
         """index (B,) on the device -> films (B, 3, crop, crop), labels (B, findings); or of that `part` of them.
 
         Crops and flips are drawn for the whole batch, whatever the part.
         """
-        B, device = len(index), self.films.device
-        _, height, width = self.films.shape
+        B, device = len(index), self.pixels.device
+        _, height, width = self.pixels.shape
 
         def draw(high):
             return torch.randint(0, high, (B, 1), generator=generator, device=device)
@@ -274,7 +280,7 @@ class Films:
         rows = draw(height - self.crop + 1) + steps  # (B, crop)
         columns = draw(width - self.crop + 1) + torch.where(draw(2) == 1, steps.flip(0), steps)
         index, rows, columns = index[part], rows[part], columns[part]
-        films = self.films[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        films = self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
         return self.normalise(films.float()), self.labels[index]
 
     def eval_batch(self, index):
@@ -283,7 +289,7 @@ class Films:
 
     def whole(self, index):
         """index: a slice or (B,) -> the films reduced to the crop size, grey values 0..255 (B, crop, crop)."""
-        b, films = self.border, self.films[index]
+        b, films = self.border, self.pixels[index]
         films = films[:, b : films.shape[1] - b, b : films.shape[2] - b].float()
         if films.shape[1] != self.crop:
             films = F.interpolate(films[:, None], (self.crop, self.crop), mode="bilinear", antialias=True)[:, 0]
@@ -319,7 +325,7 @@ class Sampler:
     def next(self):
         """The next training batch (films, labels)."""
         if self.order is None or self.position == len(self):
-            device = self.films.films.device
+            device = self.films.pixels.device
             self.order = torch.randperm(len(self.films), generator=self.generator, device=device)
             self.position = 0
         start = self.position * self.batch_size
@@ -333,4 +339,4 @@ class Sampler:
     def load_state_dict(self, state):
         self.order, self.position = state["order"], state["position"]
         if self.order is not None:
-            self.order = self.order.to(self.films.films.device)
+            self.order = self.order.to(self.films.pixels.device)

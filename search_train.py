@@ -8,22 +8,21 @@ Writes  search_first_order/ or search_second_order/: genotype.txt (the epoch wit
         warm-up), genotype_last.txt (the last epoch), log.txt, metrics.jsonl, settings.json, checkpoint.pt, pictures
 """
 
-from functools import partial
 from pathlib import Path
 
-from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim import Adam
 
 import utils
-import visualize
 from architect import Architect
-from dataset import FINDINGS, Sampler, open_splits
+from dataset import Films, Sampler, find_preset, open_set
 from genotypes import diagnostics, format_genotype
 from model_search import Network
 from scores import evaluate
+from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
 from support.runs import Run
-from support.settings import start
+from support.settings import check_numbers, check_switches, start
+from visualize import draw_run
 
 SECOND_ORDER = False  # False: first order, ξ = 0; True: second order, ξ = the learning rate of w
 EXACT_PRODUCT = False  # second order only; False: the paper's finite differences (eq. 8); True: differentiate twice
@@ -34,28 +33,43 @@ FRESH = False  # True: move an old run of this name aside and start again from t
 SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 
-# A dict has one value per set; a set without its own takes the phantom's.
-CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
-C = {"phantom": 8, "chestxray14": 16}  # channels of the first cell
-LAYERS = {"phantom": 5, "chestxray14": 12}  # cells, at least 4
-EPOCHS = {"phantom": 8, "nih10k": 6, "chestxray14": 50}  # passes over train
-BATCH_SIZE = {"phantom": 32, "chestxray14": 16}  # films
+PRESET = ""  # whose value of a dict below: phantom (drawn films), small (small real sets), reference; "": the set's own
+CROP = {"phantom": 64, "small": 0, "reference": 224}  # pixels, a multiple of 32, at least half the film; 0: all of it
+C = {"phantom": 8, "small": 8, "reference": 16}  # channels of the first cell
+LAYERS = {"phantom": 5, "small": 5, "reference": 12}  # cells, at least 4
+EPOCHS = {"phantom": 8, "small": 6, "reference": 50}  # passes over train
+BATCH_SIZE = {"phantom": 32, "small": 32, "reference": 16}  # films
 
-W_LR = {"phantom": 0.4, "chestxray14": 0.025}  # SGD's learning rate, in the first epoch
-W_LR_MIN = {"phantom": 0.05, "chestxray14": 0.0001}  # approached in the last epoch, along a cosine
+W_LR = {"phantom": 0.4, "small": 0.4, "reference": 0.025}  # SGD's learning rate, in the first epoch
+W_LR_MIN = {"phantom": 0.05, "small": 0.05, "reference": 0.0001}  # approached in the last epoch, along a cosine
 W_MOMENTUM = 0.9  # of SGD
 W_WEIGHT_DECAY = 3e-4  # λ
 W_CLIP = 5.0  # largest norm of ∇w
-ALPHA_LR = {"phantom": 0.02, "chestxray14": 3e-4}  # Adam's learning rate
+ALPHA_LR = {"phantom": 0.02, "small": 0.02, "reference": 3e-4}  # Adam's learning rate
 ALPHA_BETA1 = 0.5  # Adam's first β; the second is 0.999
-ALPHA_WEIGHT_DECAY = {"phantom": 0.0, "chestxray14": 1e-3}  # of α; off on small sets, where it outweighs ∇α
+ALPHA_WEIGHT_DECAY = {"phantom": 0.0, "small": 0.0, "reference": 1e-3}  # of α; on small sets it would outweigh ∇α
 # Not in the paper: w learns before α chooses, the mix on an edge comes close to the one operation it ends as, cheap
 # operations are preferred, and the classifier's bias need not be learned.
-WARM_UP = {"phantom": 0.25, "chestxray14": 0.0}  # share of the epochs, at the start, in which w alone learns
-TEMPERATURE = {"phantom": 0.05, "chestxray14": 1.0}  # τ of softmax(α / τ) in the last two epochs; it falls from 1
-PRICE = {"phantom": 0.002, "chestxray14": 0.0}  # of a sep_conv_5x5, in α's loss; of others by multiply-adds
-START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's first bias: logits of train's frequencies
+WARM_UP = {"phantom": 0.25, "small": 0.25, "reference": 0.0}  # share of the epochs, at the start, when w alone learns
+LOWEST_TEMPERATURE = {"phantom": 0.05, "small": 0.05, "reference": 1.0}  # τ of softmax(α / τ) in the last two epochs
+PRICE = {"phantom": 0.002, "small": 0.002, "reference": 0.0}  # of a sep_conv_5x5, in α's loss; of others in proportion
+START_AT_PREVALENCE = {"phantom": True, "small": True, "reference": False}  # classifier's bias: logits of frequencies
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
+
+
+def check(settings):
+    """Raise InputError for settings that make no sense."""
+    check_numbers(settings, "epochs batch_size c", low=1, whole=True)
+    check_numbers(settings, "layers", low=4, whole=True)
+    check_numbers(settings, "crop", low=0, whole=True)
+    check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
+    check_numbers(settings, "w_lr w_lr_min w_weight_decay alpha_lr alpha_weight_decay price", low=0)
+    check_numbers(settings, "w_clip", above=0)
+    check_numbers(settings, "w_momentum alpha_beta1 warm_up", low=0, below=1)
+    check_numbers(settings, "lowest_temperature", low=1e-3)
+    check_switches(settings, "second_order exact_product fresh start_at_prevalence deterministic")
+    if settings.exact_product and not settings.second_order:
+        raise InputError("--exact-product is a way to compute the second order: pass --second-order, too")
 
 
 def temperature(epoch, warm_up, epochs, lowest):
@@ -65,98 +79,65 @@ def temperature(epoch, warm_up, epochs, lowest):
 
 
 def main(settings):
-    if settings.exact_product and not settings.second_order:
-        raise InputError("--exact-product is a way to compute the second order: pass --second-order, too")
-    device = utils.select_device(settings.device)
-    generator = utils.seed_everything(settings.seed, device, settings.deterministic)
-    data, trn_films, val_films = open_splits(settings.data, settings.dataset, settings.crop, device, "train", "val")
-    trn_sampler = Sampler(trn_films, settings.batch_size, generator)
-    val_sampler = Sampler(val_films, settings.batch_size, generator)
-    network = Network(settings.c, len(FINDINGS), settings.layers).to(device)
-    if settings.start_at_prevalence:
-        utils.start_at_prevalence(network.classifier, trn_films.labels)
-    weights, alphas = network.weight_parameters(), network.arch_parameters()
-
+    check(settings)
     order = "second" if settings.second_order else "first"
-    run = Run(Path(settings.out) / f"search_{order}_order", settings, device, {"checksum": data.checksum})
+    device = select_device(settings.device)
+    generator = seed_everything(settings.seed, device, settings.deterministic)
+
+    data = open_set(settings.data, settings.dataset)
+    trn_films, val_films = (Films(data, split, settings.crop, device) for split in ("train", "val"))
+    trn_sampler, val_sampler = (Sampler(films, settings.batch_size, generator) for films in (trn_films, val_films))
+    settings.crop = trn_films.crop  # in pixels, also where 0 was asked for
+
+    run = Run(Path(settings.out) / f"search_{order}_order", settings, device, data.identity())
     if run.finished:
         return
 
-    fused = device.type == "cuda"  # one kernel for all parameters
-    betas = settings.alpha_beta1, 0.999
-    w_optimizer = SGD(weights, settings.w_lr, settings.w_momentum, weight_decay=settings.w_weight_decay, fused=fused)
-    alpha_optimizer = Adam(alphas, settings.alpha_lr, betas, weight_decay=settings.alpha_weight_decay, fused=fused)
-    scheduler = CosineAnnealingLR(w_optimizer, settings.epochs, settings.w_lr_min)
-    architect = Architect(
-        network,
-        utils.criterion,
-        w_optimizer,
-        alpha_optimizer,
-        settings.second_order,
-        exact=settings.exact_product,
-        price=settings.price,
+    network = Network(settings.c, len(data.findings), settings.layers).to(device)
+    if settings.start_at_prevalence:
+        utils.start_at_prevalence(network.classifier, trn_films.labels)
+    weights, alphas = network.weight_parameters(), network.arch_parameters()
+    w_schedule = utils.Cosine(
+        weights, settings.w_lr, settings.w_momentum, settings.w_weight_decay, settings.epochs, settings.w_lr_min
     )
-    run.restore(
-        network=network,
-        w_optimizer=w_optimizer,
-        alpha_optimizer=alpha_optimizer,
-        scheduler=scheduler,
-        train=trn_sampler,
-        val=val_sampler,
-        generator=generator,
-    )
+    betas, decay = (settings.alpha_beta1, 0.999), settings.alpha_weight_decay
+    alpha_optimizer = Adam(alphas, settings.alpha_lr, betas, weight_decay=decay, fused=utils.is_fused(alphas))
+    how = settings.second_order, settings.exact_product, settings.price
+    architect = Architect(network, utils.criterion, w_schedule.optimizer, alpha_optimizer, *how)
+    state = {"network": network, "w_schedule": w_schedule, "alpha_optimizer": alpha_optimizer}
+    run.restore(**state, trn_sampler=trn_sampler, val_sampler=val_sampler, generator=generator)
     if run.new:
-        run.log(f"{order} order, {data.name}: {len(trn_films)} train and {len(val_films)} val films; {run.where()}")
+        run.log(f"{order} order, {data.name}: {len(trn_films)} train, {len(val_films)} val films, crop {settings.crop}")
         run.log(f"supernet: {sum(p.numel() for p in weights) / 1e6:.2f} M weights")
-        run.log("epoch   lr of w   train loss   α's val loss   val AUC   normal's entropy   skips+pools")
 
     warm_up = int(settings.epochs * settings.warm_up)
     for epoch in run.epochs(settings.epochs):
-        warming_up = epoch <= warm_up
-        lr = scheduler.get_last_lr()[0]
-        network.temperature = temperature(epoch, warm_up, settings.epochs, settings.temperature)
+        network.temperature = temperature(epoch, warm_up, settings.epochs, settings.lowest_temperature)
         network.train()
         for _ in run.steps(len(trn_sampler)):  # Algorithm 1 of the paper
             films, labels = trn = trn_sampler.next()
 
             # 1. α step, in float32: the second-order term is a small difference
-            alpha_loss = None if warming_up else architect.step(trn, val_sampler.next())
+            alpha_loss = architect.step(trn, val_sampler.next()) if epoch > warm_up else None
 
             # 2. w step: ∇w L_train(w, α)
-            with utils.autocast(device):
+            with autocast(device):
                 loss = utils.criterion(network(films), labels)
-            trn_loss = utils.descend(loss, weights, w_optimizer, settings.w_clip)
-            run.add(train=trn_loss, val=alpha_loss)
+            trn_loss = utils.descend(loss, weights, w_schedule.optimizer, settings.w_clip)
+            run.add("train_loss", trn_loss, trn_sampler)
+            run.add("alpha_loss", alpha_loss, val_sampler)
 
-        means = run.means()
-        auc, val_loss = evaluate(network, val_films, settings.batch_size, run.pause)
-        scheduler.step()
-
-        genotype = network.genotype()
-        run.write("genotype_last.txt", format_genotype(genotype))
-        if run.is_best(auc, counts=not warming_up):  # until then the cell is that of α's random start
-            run.write("genotype.txt", format_genotype(genotype))
-        logits = dict(zip(("normal", "reduce"), network.edge_logits(), strict=True))
-        state = diagnostics(genotype, *logits.values())
-        alpha_loss = "–" if warming_up else f"{means['val']:.4f}"
-        scores = f"{epoch:5}   {lr:7.4f}   {means['train']:10.4f}   {alpha_loss:>12}   {auc:7.3f}"
-        run.end_epoch(
-            f"{scores}   {state['entropy_normal']:16.3f}   {state['skips']:5} + {state['pools']:<3}",
-            partial(visualize.cells_figure, genotype),
-            lr=lr,
-            train_loss=means["train"],
-            alpha_loss=means.get("val"),
-            temperature=network.temperature,
-            val_loss=val_loss,
-            **state,
-            val_auc=auc,
-            genotype=format_genotype(genotype),
-            alphas={kind: values.tolist() for kind, values in logits.items()},
-        )
-
-    run.log((run.folder / "genotype.txt").read_text(encoding="utf-8").strip())
-    run.finish(visualize.draw_run)
+        auc, val_loss = evaluate(network, val_films, settings.batch_size, run.stop_or_save_if_due)
+        genotype, (normal, reduce) = network.genotype(), network.edge_logits()
+        text = format_genotype(genotype)
+        shown = {"val_loss": val_loss, "lr": w_schedule.lr} | diagnostics(genotype, normal, reduce)
+        stored = {"genotype": text, "alphas": {"normal": normal.tolist(), "reduce": reduce.tolist()}}
+        w_schedule.after_epoch(auc)
+        run.write("genotype_last.txt", text)
+        keep = {"genotype.txt": text} if epoch > warm_up else None  # before, it is the cell of α's random start
+        run.end_epoch(auc, shown, keep, temperature=network.temperature, **stored)
+    run.finish(draw_run)
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, find_preset)

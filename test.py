@@ -24,6 +24,7 @@ from genotypes import parse_genotype
 from own_films import open_own_films, score_own_films
 from page import write_page
 from scores import AVERAGE, BASELINE, COSTS, auc_table, format_table, notes, write_scores
+from support.devices import select_device
 from support.files import InputError, load_state, lock, write
 from support.predictions import read_predictions, write_predictions
 from support.settings import start
@@ -145,7 +146,7 @@ def draw(folder, table, films, probabilities, networks):
 
 
 def main(settings):
-    device = utils.select_device(settings.device)
+    device = select_device(settings.device)
     order = "second" if settings.second_order else "first"
     data = open_set(settings.data, settings.dataset)
     enough = bool(settings.predictions) and not settings.films

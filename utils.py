@@ -1,70 +1,16 @@
-"""What the scripts share: devices and seeds, the loss, one step of descent, prediction, counting multiply-adds."""
+"""What the scripts share: the loss, one step of descent, optimizers with their schedules, prediction."""
 
 import math
-import os
 
 import torch
 from torch.nn import functional as F
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim import SGD, Adam, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.flop_counter import FlopCounterMode
 
 from support import ranks
-from support.files import InputError
-from support.runs import autocast_type
 
-
-def select_device(name):
-    """The device to compute on: "auto" is cuda, else mps, else cpu; or a name that torch knows. Raises InputError.
-
-    Under torchrun this process joins the other ranks, and has one GPU of its own.
-    """
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        return ranks.join(torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"))
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"device {name!r} is unknown: use auto, cpu, cuda or mps")
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError):
-        there = f"; there are {torch.cuda.device_count()}" if torch.cuda.is_available() else ""
-        raise InputError(f"device {name!r}: there is no such {device.type.upper()} device here{there}") from None
-    return ranks.join(device)
-
-
-def seed_everything(seed, device, deterministic=False):
-    """Seed the initial weights (torch's own generator) and return the one generator of all other draws."""
-    torch.manual_seed(seed)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)  # torch names operations without one
-    return torch.Generator(device).manual_seed(seed)
-
-
-def check_recipe(name):
-    """Raise InputError unless `name` is a recipe of val_train.py and chexnet.py."""
-    if name not in ("one_cycle", "reference"):
-        raise InputError(f"RECIPE (--recipe) is {name!r} and must be one_cycle or reference")
-
-
-def one_cycle(weights, rate, decay, steps):
-    """AdamW and its rate's schedule (Smith and Topin, arXiv 1708.07120), which is to be stepped after each of `steps`.
-
-    The rate rises to `rate` in 0.3 of the steps and falls to almost 0; meanwhile β1 falls from 0.95 to 0.85, and rises
-    again. decay: AdamW's weight decay.
-    """
-    optimizer = AdamW(weights, rate, weight_decay=decay, fused=weights[0].is_cuda)  # fused: one kernel for all
-    return optimizer, OneCycleLR(optimizer, rate, steps + 1)  # one more: after the last step
-
-
-def autocast(device):
-    """bfloat16 on GPUs that have it; elsewhere nothing changes."""
-    dtype = autocast_type(device)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+# --- Loss and step
 
 
 def criterion(logits, labels):
@@ -92,7 +38,92 @@ def descend(loss, weights, optimizer, clip=math.inf):
         w.grad = gradient
     norm = torch.nn.utils.clip_grad_norm_(weights, clip)
     optimizer.step()
-    return torch.where(norm.isfinite(), loss, math.nan)  # reading the loss shows both
+    return torch.where(norm.isfinite(), loss, math.nan)  # one value to read, rarely, tells of loss and gradient
+
+
+# --- Recipes
+
+
+class Schedule:
+    """An optimizer and how its learning rate moves, which differs between recipes."""
+
+    done = False  # True: no epoch would change anything any more
+
+    def __init__(self, optimizer, scheduler):
+        self.optimizer, self.scheduler = optimizer, scheduler
+
+    @property
+    def lr(self):
+        """The learning rate of the next step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def after_step(self):
+        """To be called after each step of the optimizer."""
+
+    def after_epoch(self, auc):
+        """To be called after each epoch's evaluation; auc: its val AUC."""
+
+    def state_dict(self):
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state):
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+
+class OneCycle(Schedule):
+    """AdamW, whose rate rises to `lr` in 0.3 of `steps` and falls to almost 0 (Smith and Topin, arXiv 1708.07120).
+
+    Meanwhile β1 falls from 0.95 to 0.85, and rises again.
+    """
+
+    def __init__(self, weights, lr, weight_decay, steps):
+        optimizer = AdamW(weights, lr, weight_decay=weight_decay, fused=is_fused(weights))
+        super().__init__(optimizer, OneCycleLR(optimizer, lr, steps + 1))  # one more: after the last step
+
+    def after_step(self):
+        self.scheduler.step()
+
+
+class Cosine(Schedule):
+    """SGD, whose rate falls from `lr` to `lr_min` along a half cosine over `epochs`."""
+
+    def __init__(self, weights, lr, momentum, weight_decay, epochs, lr_min=0.0):
+        optimizer = SGD(weights, lr, momentum, weight_decay=weight_decay, fused=is_fused(weights))
+        super().__init__(optimizer, CosineAnnealingLR(optimizer, epochs, lr_min))
+
+    def after_epoch(self, auc):
+        self.scheduler.step()
+
+
+class Plateau(Schedule):
+    """Adam, whose rate is divided by 10 after more than `patience` epochs in a row without a better val AUC.
+
+    Training is done when the rate is below `lr_stop`.
+    """
+
+    def __init__(self, weights, lr, patience, lr_stop):
+        optimizer = Adam(weights, lr, fused=is_fused(weights))
+        super().__init__(optimizer, ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=patience, threshold=0))
+        self.lr_stop = lr_stop
+
+    @property
+    def done(self):
+        return self.lr < self.lr_stop
+
+    def after_epoch(self, auc):
+        self.scheduler.step(auc)
+
+
+SCHEDULES = {"one_cycle": OneCycle, "cosine": Cosine, "plateau": Plateau}
+
+
+def is_fused(weights):
+    """Whether an optimizer of these weights has one kernel for all of them."""
+    return weights[0].is_cuda
+
+
+# --- Evaluation
 
 
 @torch.inference_mode()

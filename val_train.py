@@ -13,18 +13,16 @@ Writes  weights/<name>_net.pth, and weights/<name>/ with log.txt, metrics.jsonl,
 
 from pathlib import Path
 
-from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR
-
 import utils
-import visualize
-from dataset import FINDINGS, Sampler, open_splits
+from dataset import Films, Sampler, find_preset, open_set
 from genotypes import PUBLISHED, format_genotype, given_genotype, open_genotype, random_genotype
 from model_eval import Network
 from scores import evaluate
+from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
 from support.runs import Run, read_run
-from support.settings import start
+from support.settings import check_choice, check_numbers, check_switches, start
+from visualize import draw_run
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
 GENOTYPE = ""  # another cell instead: a file, Genotype(...), "random" (by SEED), or a name in genotypes.PUBLISHED
@@ -35,23 +33,23 @@ FRESH = False  # True: move an old run of this name aside and start again from t
 SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 
-# A dict has one value per set; a set without its own takes the phantom's.
-CROP = {"phantom": 64, "chestxray14": 224}  # pixels, a multiple of 32, from half the film size to all of it
-C = {"phantom": 16, "chestxray14": 36}  # channels of the first cell
-LAYERS = {"phantom": 5, "chestxray14": 20}  # cells, at least 4
-EPOCHS = {"phantom": 26, "nih10k": 8, "chestxray14": 500}  # passes over train
-BATCH_SIZE = {"phantom": 32, "chestxray14": 32}  # films
+PRESET = ""  # whose value of a dict below: phantom (drawn films), small (small real sets), reference; "": the set's own
+CROP = {"phantom": 64, "small": 0, "reference": 224}  # pixels, a multiple of 32, at least half the film; 0: all of it
+C = {"phantom": 16, "small": 16, "reference": 36}  # channels of the first cell
+LAYERS = {"phantom": 5, "small": 5, "reference": 20}  # cells, at least 4
+EPOCHS = {"phantom": 26, "small": 8, "reference": 500}  # passes over train
+BATCH_SIZE = {"phantom": 32, "small": 32, "reference": 32}  # films
+DROP_PATH = {"phantom": 0.0, "small": 0.0, "reference": 0.2}  # probability, which grows over the epochs from 0 to this
+CLIP = 5.0  # largest norm of the gradient
+START_AT_PREVALENCE = {"phantom": True, "small": True, "reference": False}  # classifier's bias: logits of frequencies
 
-# The better of two on small sets, and the original's (docs/evidence.md).
-RECIPE = {"phantom": "one_cycle", "chestxray14": "reference"}  # one_cycle: AdamW; reference: SGD along a cosine
+# The better recipe on small sets, and the original's (docs/evidence.md).
+RECIPE = {"phantom": "one_cycle", "small": "one_cycle", "reference": "cosine"}  # one_cycle: AdamW; cosine: SGD
 ONE_CYCLE_LR = 0.01  # AdamW's highest rate: reached after 0.3 of all steps, then falling to almost 0
 ONE_CYCLE_WEIGHT_DECAY = 0.05  # of AdamW
-LR = {"phantom": 0.3, "chestxray14": 0.025}  # SGD's rate in the first epoch; each epoch it falls, to 0
-MOMENTUM = 0.9  # of SGD
-WEIGHT_DECAY = 3e-4  # of SGD
-CLIP = 5.0  # largest norm of the gradient
-DROP_PATH = {"phantom": 0.0, "chestxray14": 0.2}  # probability, growing linearly over the epochs from 0 towards this
-START_AT_PREVALENCE = {"phantom": True, "chestxray14": False}  # classifier's first bias: logits of train's frequencies
+COSINE_LR = {"phantom": 0.3, "small": 0.3, "reference": 0.025}  # SGD's rate in the first epoch; it falls to 0
+COSINE_MOMENTUM = 0.9  # of SGD
+COSINE_WEIGHT_DECAY = 3e-4  # of SGD
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
 
@@ -91,43 +89,61 @@ def check_search(settings, checksum):
         print(f"{folder}: the search has not finished; its best cell so far is trained")
 
 
-def make_optimizer(settings, weights, steps):
-    """The optimizer of `weights` and its learning rate's schedule, by the recipe; steps: of one epoch."""
+def check(settings):
+    """Raise InputError for settings that make no sense."""
+    check_choice(settings, "recipe", ("one_cycle", "cosine"))
+    check_numbers(settings, "epochs batch_size c", low=1, whole=True)
+    check_numbers(settings, "layers", low=4, whole=True)
+    check_numbers(settings, "crop", low=0, whole=True)
+    check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
+    check_numbers(settings, "drop_path", low=0, below=1)
+    check_numbers(settings, "clip", above=0)
     if settings.recipe == "one_cycle":
-        rate, decay = settings.one_cycle_lr, settings.one_cycle_weight_decay
-        return utils.one_cycle(weights, rate, decay, settings.epochs * steps)
-    fused = weights[0].is_cuda  # one kernel for all parameters
-    optimizer = SGD(weights, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=fused)
-    return optimizer, CosineAnnealingLR(optimizer, settings.epochs)
+        check_numbers(settings, "one_cycle_lr one_cycle_weight_decay", low=0)
+    else:
+        check_numbers(settings, "cosine_lr cosine_weight_decay", low=0)
+        check_numbers(settings, "cosine_momentum", low=0, below=1)
+    check_switches(settings, "second_order fresh start_at_prevalence deterministic")
+
+
+def make_schedule(settings, weights, steps):
+    """The optimizer of `weights`, and how its rate moves, by the recipe; steps: of one epoch."""
+    if settings.recipe == "one_cycle":
+        lr, weight_decay = settings.one_cycle_lr, settings.one_cycle_weight_decay
+        return utils.OneCycle(weights, lr, weight_decay, settings.epochs * steps)
+    lr, momentum, weight_decay = settings.cosine_lr, settings.cosine_momentum, settings.cosine_weight_decay
+    return utils.Cosine(weights, lr, momentum, weight_decay, settings.epochs)
 
 
 def main(settings):
-    utils.check_recipe(settings.recipe)
-    device = utils.select_device(settings.device)
-    generator = utils.seed_everything(settings.seed, device, settings.deterministic)
+    check(settings)
+    device = select_device(settings.device)
+    generator = seed_everything(settings.seed, device, settings.deterministic)
     name, genotype = choose_genotype(settings)
-    data, trn_films, val_films = open_splits(settings.data, settings.dataset, settings.crop, device, "train", "val")
+
+    data = open_set(settings.data, settings.dataset)
     if not settings.genotype:
         check_search(settings, data.checksum)
+    trn_films, val_films = (Films(data, split, settings.crop, device) for split in ("train", "val"))
     sampler = Sampler(trn_films, settings.batch_size, generator)
-    network = Network(settings.c, len(FINDINGS), settings.layers, genotype).to(device)
-    if settings.start_at_prevalence:
-        utils.start_at_prevalence(network.classifier, trn_films.labels)
-    weights = list(network.parameters())
+    settings.crop = trn_films.crop  # in pixels, also where 0 was asked for
 
     out = Path(settings.out) / "weights"
-    also = {"checksum": data.checksum, "genotype": format_genotype(genotype)}
+    also = data.identity() | {"genotype": format_genotype(genotype)}
     run = Run(out / name, settings, device, also, product=out / f"{name}_net.pth")
     if run.finished:
         return
 
-    one_cycle = settings.recipe == "one_cycle"
-    optimizer, scheduler = make_optimizer(settings, weights, len(sampler))
-    run.restore(network=network, optimizer=optimizer, scheduler=scheduler, train=sampler, generator=generator)
+    network = Network(settings.c, len(data.findings), settings.layers, genotype).to(device)
+    if settings.start_at_prevalence:
+        utils.start_at_prevalence(network.classifier, trn_films.labels)
+    weights = list(network.parameters())
+    schedule = make_schedule(settings, weights, len(sampler))
+
+    run.restore(network=network, schedule=schedule, sampler=sampler, generator=generator)
     if run.new:
-        run.log(f"{name}, {data.name}: {len(trn_films)} train and {len(val_films)} val films; {run.where()}")
+        run.log(f"{name}, {data.name}: {len(trn_films)} train, {len(val_films)} val films, crop {settings.crop}")
         run.log(f"derived network: {sum(p.numel() for p in weights) / 1e6:.2f} M parameters")
-        run.log("epoch         lr   train loss   val loss   val AUC")
 
     for epoch in run.epochs(settings.epochs):
         drop_path = settings.drop_path * (epoch - 1) / settings.epochs
@@ -135,23 +151,18 @@ def main(settings):
         for _ in run.steps(len(sampler)):
             films, labels = sampler.next()
             keep = network.drop_path(settings.batch_size, drop_path, generator)  # drawn for the films of all ranks
-            with utils.autocast(device):
+            with autocast(device):
                 logits = network(films, None if keep is None else keep[sampler.part])
                 loss = utils.criterion(logits, labels)
-            run.add(train=utils.descend(loss, weights, optimizer, settings.clip))
-            if one_cycle:
-                scheduler.step()
+            run.add("train_loss", utils.descend(loss, weights, schedule.optimizer, settings.clip), sampler)
+            schedule.after_step()
 
-        lr, trn_loss = scheduler.get_last_lr()[0], run.means()["train"]
-        auc, val_loss = evaluate(network, val_films, settings.batch_size, run.pause)
-        if not one_cycle:
-            scheduler.step()
-        if run.is_best(auc):
-            run.save_weights(network)
-        shown = f"{epoch:5}   {lr:8.1e}   {trn_loss:10.4f}   {val_loss:8.4f}   {auc:7.3f}"
-        run.end_epoch(shown, lr=lr, train_loss=trn_loss, val_loss=val_loss, val_auc=auc)
-    run.finish(visualize.draw_run)
+        auc, val_loss = evaluate(network, val_films, settings.batch_size, run.stop_or_save_if_due)
+        shown = {"val_loss": val_loss, "lr": schedule.lr}
+        schedule.after_epoch(auc)
+        run.end_epoch(auc, shown, keep=network.state_dict())
+    run.finish(draw_run)
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, find_preset, utils.SCHEDULES)

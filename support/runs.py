@@ -1,20 +1,21 @@
-"""A run's folder: settings, log, metrics and checkpoints; continuing, stopping, finishing, starting again.
+"""A run's folder: settings, log, metrics and checkpoints; how a run continues, stops, finishes and starts again.
 
     settings.json   the settings that affect the result, and where it ran: git commit, versions, device
     log.txt         for people
     metrics.jsonl   one JSON object per epoch; its numbers are in events.*, too, where TensorBoard is installed
-    checkpoint.pt   all that is needed to go on, within an epoch, too; checkpoint_before.pt is the one before it
+    checkpoint.pt   the state: all that is needed to go on, within an epoch, too, and what was best so far;
+                    checkpoint_before.pt is the one before it
     lock            held by the process that works here; a dead process holds nothing
 
-Logs grow line by line, all else is written as a whole or not at all. Nothing is overwritten: a finished run stays as
-it is, other settings are refused, `--fresh` moves the old folder aside.
+Texts and the product are written from the state, also when a run is opened again. Logs grow line by line, all else is
+written as a whole or not at all. Nothing is overwritten: a finished run stays as it is, other settings are refused,
+`--fresh` moves the old run aside.
 """
 
 import json
 import os
-import platform
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from datetime import datetime
@@ -24,45 +25,18 @@ import torch
 from tqdm import tqdm
 
 from support import ranks
+from support.devices import environment
 from support.files import InputError, load_state, lock, save_state, write
-from support.progress import Losses, Pace, progress
+from support.progress import Losses, progress
 
 LOG_EVERY = 10  # steps between readings of the loss, and between the ranks' asking each other whether to stop
 CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
+FORMAT = 2  # of checkpoints
 
 LOGS = ("log.txt", "metrics.jsonl")
 WITHOUT_EFFECT = {"out", "data", "fresh"}  # settings that say where a run goes, not what it computes
 # What affects the result: a run that goes on elsewhere warns.
 WITH_EFFECT = ("commit", "torch", "machine", "device", "type", "threads", "ranks")
-
-
-def autocast_type(device):
-    """The type of the w step and of trainings: bfloat16 on GPUs that have it (from Ampere on), else float32.
-
-    A GPU that only emulates bfloat16 is slow at it. float16, in which older GPUs are fast, would need scaled losses.
-    """
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float32
-
-
-def environment(device):
-    """Where this runs: {"commit", "python", "torch", "machine", "device", "type", "threads", "ranks", "date"}."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    return {
-        "commit": commit,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "machine": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "type": str(autocast_type(device)).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "ranks": ranks.count(),
-        "date": datetime.now().isoformat(timespec="seconds"),
-    }
 
 
 def read_run(folder):
@@ -96,117 +70,99 @@ def refuse_changes(folder, before, now):
         )
 
 
-def open_curves(folder, epochs):
-    """TensorBoard's writer, or None without that package. It hides points after `epochs`: their work is done again."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # not at the top: few have it, and it takes a second
-    except ImportError:
-        return None
-    return SummaryWriter(folder, purge_step=epochs + 1)
-
-
 class Run:
-    """One run: its folder, and how far it is. Every rank has one; only rank 0 writes.
+    """One run: its folder, and how far it is; val_train.py shows its use. Every rank has one, and rank 0 writes.
 
-    run = Run(folder, settings, device, {"checksum": data.checksum})
-    if run.finished:
-        return
-    run.restore(network=network, optimizer=optimizer, train=sampler, generator=generator)
-    for epoch in run.epochs(settings.epochs):
-        for _ in run.steps(len(sampler)):
-            ...
-            run.add(train=loss)
-        run.is_best(auc)
-        run.end_epoch("what people read", val_auc=auc)
-    run.finish(draw)
+    new: no checkpoint is there to go on from. finished: nothing is left to do.
     """
 
     def __init__(self, folder, settings, device, also, product=None):
-        """Open the folder for a new run or to continue one. Raises InputError for what must not be touched.
+        """Lock the folder, and load the run in it, if there is one. Raises InputError for what must not be touched.
 
         settings: the script's; also: what else affects the result, {name: plain value}.
-        product: a file outside the folder that the run makes at its end; `--fresh` moves it aside with the folder.
+        product: the weights file outside the folder that the run makes when it finishes; `--fresh` moves it aside, too.
         """
-        self.folder, self.device, self.product = Path(folder), device, product
-        self.checkpoint, self.before = self.folder / "checkpoint.pt", self.folder / "checkpoint_before.pt"
-        self.best, self.best_before = self.folder / "best.pth", self.folder / "best_before.pth"
-        self.spare = self.before
-        self.started = self.saved_at = time.perf_counter()
-        self.signal = 0  # the number of the signal that asked this rank to stop
+        self.folder, self._device, self._product = Path(folder), device, product
+        self._checkpoint, self._before = self.folder / "checkpoint.pt", self.folder / "checkpoint_before.pt"
+        self._spare = self._before
+        self._started = self._saved_at = time.perf_counter()
+        self._signal = 0  # the number of the signal that asked this rank to stop
         values = {name: value for name, value in vars(settings).items() if name not in WITHOUT_EFFECT}
-        self.environment = environment(device)
-        self.record = {"settings": values | {"device": device.type} | also, "environment": self.environment}
+        self._environment = environment(device)
+        self._record = {"settings": values | {"device": device.type} | also, "environment": self._environment}
         with ranks.first_rank_first():
-            self.saved = self.open(settings.fresh) if ranks.rank() == 0 else self.load()
-        self.new = self.saved is None
-        self.finished = self.saved is not None and self.saved["finished"]
+            saved = self._open(settings.fresh) if ranks.rank() == 0 else self._load()
+        self._saved, self.new, self.finished = saved, saved is None, saved is not None and saved["finished"]
+        # best: {"epoch", "val_auc", "kept"}, see end_epoch; texts: {file name: text}
+        self._progress = {"epoch": 0, "step": 0, "best": None, "texts": {}} if self.new else saved["progress"]
+        if ranks.rank() == 0:
+            self._write_outputs(self.finished)
         if self.finished and ranks.rank() == 0:
-            self.lock.release(force=True)
-            best = self.saved["progress"]["best_auc"]
+            self._lock.release(force=True)
+            best = self._progress["best"]["val_auc"]
             print(f"{self.folder}: finished already (best val AUC {best:.3f}), left as it is; --fresh starts again")
 
     # --- Opening
 
-    def open(self, fresh):
+    def _open(self, fresh):
         """Lock the folder, move an old run aside if asked to, compare or write the settings; returns the checkpoint."""
-        self.take_lock()
-        made = self.product is not None and self.product.exists()
-        if fresh and (made or set(os.listdir(self.folder)) - {"lock"}):
-            self.move_aside()
-            self.lock.release(force=True)
-            self.take_lock()
-            made = False
-        saved = self.load()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.folder / "lock")
+        if fresh:
+            self._move_aside()
+        saved = self._load()
+        made = self._product is not None and self._product.exists()
         if saved is None:
-            self.refuse_results(made)
+            # Up to the first epoch nothing is lost: a run that was killed before may be there.
+            whole = {name for name in os.listdir(self.folder) if name != "lock" and not name.endswith(".part")}
+            if made or (whole and "settings.json" not in whole) or count_epochs(self.folder) > 1:
+                there = self._product if made else self.folder
+                raise InputError(f"{there} is there without a checkpoint: move it away, or pass --fresh")
         else:
-            refuse_changes(self.folder, saved["record"]["settings"], self.record["settings"])
-            self.record = saved["record"]
-            if made and self.best.exists() and not saved["finished"]:
-                raise InputError(f"{self.product} is there, but is not of this run: move it away, or pass --fresh")
-        at, text = self.folder / "settings.json", json.dumps(self.record, indent=1) + "\n"
+            refuse_changes(self.folder, saved["record"]["settings"], self._record["settings"])
+            self._record = saved["record"]
+            if made and not self._is_mine(saved):
+                raise InputError(f"{self._product} is there, but is not of this run: move it away, or pass --fresh")
+        at, text = self.folder / "settings.json", json.dumps(self._record, indent=1) + "\n"
         if not at.exists() or at.read_text(encoding="utf-8", errors="replace") != text:
             write(at, text)
         return saved
 
-    def refuse_results(self, made):
-        """Raise InputError where, without a checkpoint, there are results. Up to the first epoch nothing is lost.
-
-        made: whether the product is there.
-        """
-        whole = {name for name in os.listdir(self.folder) if name != "lock" and not name.endswith(".part")}
-        foreign = bool(whole) and "settings.json" not in whole
-        if made or foreign or count_epochs(self.folder) > 1:
-            there = self.product if made else self.folder
-            raise InputError(f"{there} is there without a checkpoint: move it away, or pass --fresh")
-
-    def take_lock(self):
-        """Refuse a folder in which another process works."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = lock(self.folder / "lock")
-
-    def move_aside(self):
-        """Rename an old folder, and its product, to dated names."""
+    def _move_aside(self):
+        """Move what is in the folder, and the product, to dated names. The lock stays, and is held."""
         stamp = datetime.now().strftime("%Y-%m-%d_%H%M%S")
-        for old in (self.folder, self.product):
-            if old is not None and old.exists():
-                aside = old.with_name(f"{old.stem}.{stamp}{old.suffix}")
-                old.rename(aside)
-                print(f"{old} moved to {aside}")
+        aside = self.folder.with_name(f"{self.folder.name}.{stamp}")
+        moves = {old: aside / old.name for old in sorted(self.folder.iterdir()) if old.name != "lock"}
+        if self._product is not None and self._product.exists():
+            moves[self._product] = self._product.with_name(f"{self._product.stem}.{stamp}{self._product.suffix}")
+        for old, new in moves.items():
+            new.parent.mkdir(exist_ok=True)
+            shutil.move(old, new)
+        for place in dict.fromkeys(aside if new.parent == aside else new for new in moves.values()):
+            print(f"the old run was moved to {place}")
 
-    def load(self):
+    def _is_mine(self, saved):
+        """Whether the product is this run's, or a damaged one of a finished run, which can be written again."""
+        try:
+            there = dict(load_state(self._product))
+        except Exception:  # whatever zipfile and torch raise for a damaged file
+            return saved["finished"]
+        mine = (saved["progress"]["best"] or {}) | {"settings": saved["record"]["settings"]}
+        return all(there.get(name) == mine.get(name) for name in ("epoch", "val_auc", "settings"))
+
+    def _load(self):
         """The last checkpoint that is whole, or None. Raises InputError where all are damaged."""
-        there = [path for path in (self.checkpoint, self.before) if path.exists()]
+        there = [path for path in (self._checkpoint, self._before) if path.exists()]
         for path in there:
-            # The next one written must not put a damaged one in the place of the good one.
-            self.spare = self.before if path == self.checkpoint else None
+            # The next checkpoint must not put a damaged one in the place of the good one.
+            self._spare = self._before if path == self._checkpoint else None
             try:
                 saved = dict(load_state(path))
             except Exception as error:  # whatever zipfile and torch raise for a damaged file
                 print(f"warning: {path} is damaged ({type(error).__name__}): going on from the checkpoint before it")
                 continue
-            if not {"record", "states", "progress", "lengths", "finished"} <= saved.keys():
-                raise InputError(f"{path} is of an older version of this project: finish it there, or pass --fresh")
+            if saved.get("format") != FORMAT:
+                raise InputError(f"{path} is of another version of this project: finish it there, or pass --fresh")
             return saved
         if there:
             raise InputError(f"{self.folder}: its checkpoints are damaged: move the old run aside with --fresh")
@@ -215,107 +171,88 @@ class Run:
     def restore(self, **stateful):
         """Name what a checkpoint holds, and load it from the last one, if there is one.
 
-        stateful: objects with state_dict(), or generators. A sampler has the name of the loss on its batches (`add`).
+        stateful: objects with state_dict() and load_state_dict(), or generators.
         """
-        self.losses, self.pace = Losses(self.device), Pace(self.device)
-        self.stateful = stateful | {"losses": self.losses}
-        self.progress = {"epoch": 0, "best_auc": -1.0, "lines": {}}  # epochs done; what `write` wrote
-        lengths = {}
-        if self.saved is not None:
-            self.progress, lengths = self.progress | self.saved["progress"], self.saved["lengths"]
-            for name, item in self.stateful.items():
-                state = self.saved["states"][name]
+        self._losses = Losses(self._device)
+        self._stateful = stateful | {"losses": self._losses}
+        lengths = {} if self.new else self._saved["lengths"]
+        if not self.new:
+            for name, item in self._stateful.items():
+                state = self._saved["states"][name]
                 (item.set_state if isinstance(item, torch.Generator) else item.load_state_dict)(state)
-            self.started -= self.saved["seconds"]
+            self._started -= self._saved["seconds"]
+        self._curves = None
         if ranks.rank() == 0:
-            for path in [self.folder / name for name in LOGS]:  # what was written after the checkpoint is written again
+            for path in [self.folder / name for name in LOGS]:  # lines after the checkpoint will be written again
                 if path.exists():  # after a power cut it may be shorter than it was
                     os.truncate(path, min(path.stat().st_size, lengths.get(path.name, 0)))
-            self.forget_later_best()
-        if self.saved is not None:
-            self.log(f"continued after epoch {self.progress['epoch']}, step {self.losses.steps}")
-            there, here = self.saved["record"]["environment"], self.environment
-            for name in WITH_EFFECT:
-                if there[name] != here[name]:
-                    self.log(f"warning: {name} was {there[name]!r}, is {here[name]!r}: the result may differ")
-        self.curves = open_curves(self.folder, self.progress["epoch"]) if ranks.rank() == 0 else None
-        self.saved = None  # frees its memory
-        self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._curves = open_curves(self.folder, self._progress["epoch"])
+        if self.new:
+            here = self._environment
+            several = f", {here['ranks']} ranks" if here["ranks"] > 1 else ""
+            self.log(f"on {here['device']}, {here['type']}, {self._threads()}{several}")
+        else:
+            self.log(f"continued after epoch {self._progress['epoch']}, step {self._progress['step']}")
+            there = self._saved["record"]["environment"]
+            for name in [name for name in WITH_EFFECT if there[name] != self._environment[name]]:
+                self.log(f"warning: {name} was {there[name]!r}, is {self._environment[name]!r}: the result may differ")
+        self._saved = None  # frees its memory
+        self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def forget_later_best(self):
-        """Go back to the best of the epochs that are done: one that is done again may come out otherwise."""
-        for name, line in self.progress["lines"].items():
-            write(self.folder / name, line + "\n")
-        for kept in (self.best, self.best_before):
-            try:
-                there = load_state(kept)["val_auc"]
-            except Exception:  # none there, or damaged: whatever zipfile and torch raise
-                continue
-            if there == self.progress["best_auc"]:
-                kept.replace(self.best)
-                break
-
-    def where(self):
-        """What computes, for the log: "cpu, float32, 2 threads", or also "..., 4 ranks"."""
-        here = self.environment
-        several = f", {here['ranks']} ranks" if here["ranks"] > 1 else ""
-        return f"{here['device']}, {here['type']}, {self.threads()}{several}"
-
-    def threads(self):
-        number = self.environment["threads"]
+    def _threads(self):
+        number = self._environment["threads"]
         return f"{number} thread{'s' * (number > 1)}"
 
     # --- Under way
 
     def epochs(self, total):
         """The numbers of the epochs that are left, from 1; a part of the first may be done."""
-        while self.progress["epoch"] < total:
-            yield self.progress["epoch"] + 1
+        while self._progress["epoch"] < total:
+            yield self._progress["epoch"] + 1
 
     def steps(self, total):
         """The steps that are left of the epoch; after each, the run may leave if asked to, or write a checkpoint."""
-        first = self.losses.steps
-        bar = progress(range(first, total), f"epoch {self.progress['epoch'] + 1}, {self.threads()}", total, first)
-        self.pace.begin()
+        first = self._progress["step"]
+        bar = progress(range(first, total), f"epoch {self._progress['epoch'] + 1}, {self._threads()}", total, first)
         for step in bar:
             yield step
+            self._progress["step"] = step + 1
             reading = step % LOG_EVERY == 0
             if reading:
-                bar.set_postfix(loss=f"{next(iter(self.means().values())):.4f}", refresh=False)
-                if warning := self.pace.read(step, self.losses.names):
-                    self.log(warning)
-            self.pause(together=reading)
+                bar.set_postfix({name: f"{mean:.4f}" for name, mean in self._means().items() if mean}, refresh=False)
+            self.stop_or_save_if_due(together=reading)
 
-    def add(self, **losses):
-        """The losses of a step (tensors), each under the name of the sampler whose last batch it is of; or None."""
-        losses = {name: loss for name, loss in losses.items() if loss is not None}
-        self.losses.add(losses, [self.stateful[name] for name in losses])
+    def add(self, name, loss, sampler):
+        """A loss of a step, a scalar tensor, on the last batch of `sampler`; None where the step has none.
 
-    def means(self):
-        """{name: mean of this loss over the epoch so far}. A loss that is not finite ends the run."""
-        return self.losses.means(self.progress["epoch"] + 1)
+        Its mean over the epoch becomes the number `name` of the epoch's row. One that is not finite ends the run.
+        """
+        self._losses.add(name, loss, sampler)
 
-    def ask(self, number, _):
+    def _means(self):
+        return self._losses.means(self._progress["epoch"] + 1)
+
+    def _ask(self, number, _):
         """On a signal: stop after the step at hand; a second one stops at once."""
-        self.signal = number
+        self._signal = number
         if ranks.count() == 1:  # torchrun passes on what the terminal has sent to all already
-            signal.signal(number, self.handlers[number])
+            signal.signal(number, self._handlers[number])
         os.write(2, b"\nstopping after this step, with a checkpoint ...\n")  # print() is not safe here
 
-    def pause(self, together=False):
+    def stop_or_save_if_due(self, together=False):
         """Leave, after a checkpoint, if a signal asked for it; else write a checkpoint every CHECKPOINT_MINUTES.
 
         together: all ranks are here at the same step, and stop if one was asked to. One rank may stop anywhere.
         """
-        number = ranks.largest(self.signal, self.device) if together or ranks.count() == 1 else 0
+        number = ranks.largest(self._signal, self._device) if together or ranks.count() == 1 else 0
         if number:
-            self.save()
+            self._save()
             ranks.wait()
             name = signal.Signals(number).name
             print(f"stopped by {name}; the same command goes on from here (without --fresh)", file=sys.stderr)
             raise SystemExit(128 + number)
-        if time.perf_counter() - self.saved_at > 60 * CHECKPOINT_MINUTES:
-            self.save()
+        if time.perf_counter() - self._saved_at > 60 * CHECKPOINT_MINUTES:
+            self._save()
 
     # --- What it leaves behind
 
@@ -323,85 +260,105 @@ class Run:
         """A line on the screen, clear of progress bars, and in log.txt."""
         if ranks.rank() == 0:
             tqdm.write(text)
-            self.append("log.txt", text)
+            self._append("log.txt", text)
 
-    def append(self, name, text):
+    def _append(self, name, text):
         with open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
-    def write(self, name, line):
-        """A text file of one line in the folder, whole or not at all; every rank finds it there afterwards."""
-        self.progress["lines"][name] = line
-        if ranks.rank() == 0:
-            write(self.folder / name, line + "\n")
-        ranks.wait()
+    def write(self, name, text):
+        """A text file of the folder; it is written with the next checkpoint."""
+        self._progress["texts"][name] = text
 
-    def is_best(self, auc, counts=True):
-        """Whether this epoch's val AUC is the best so far. counts: False for an epoch that must not be the best."""
-        self.better = counts and auc > self.progress["best_auc"]
-        if self.better:
-            self.progress["best_auc"] = auc
-        return self.better
+    def end_epoch(self, auc, shown, keep=None, **stored):
+        """Decide whether the epoch is the best, and write its line, its row of metrics.jsonl, and a checkpoint.
 
-    def save_weights(self, network):
-        """Keep the network as it is now, for the product."""
-        weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-        epoch, auc = self.progress["epoch"] + 1, self.progress["best_auc"]
-        state = {"weights": weights, "epoch": epoch, "val_auc": auc, "settings": self.record["settings"]}
-        if ranks.rank() == 0:
-            save_state(self.best, state, self.best_before)
-
-    def end_epoch(self, shown, draw=None, **stored):
-        """Log the line `shown`, append `stored` to metrics.jsonl, and write a checkpoint.
-
-        draw: makes a figure of the cells; called where TensorBoard shows them beside its curves of `stored`.
+        auc: its val AUC. keep: what is kept of the best epoch: weights for the product, {name: tensor}, or texts of
+        files of the folder, {name: text}; without it the epoch cannot be the best.
+        shown: numbers for the line and the row, {name: number or None}; stored: more for the row.
         """
-        self.progress["epoch"] += 1
-        self.losses.begin_epoch()
-        self.log(f"{shown}{'  best so far' if self.better else ''}")
+        done, losses = self._progress, self._means()
+        best = keep is not None and (done["best"] is None or auc > done["best"]["val_auc"])
+        done["epoch"], done["step"] = done["epoch"] + 1, 0
+        if best:  # copied: the next step changes the weights
+            kept = {n: v.detach().to("cpu", copy=True) if isinstance(v, torch.Tensor) else v for n, v in keep.items()}
+            done["best"] = {"epoch": done["epoch"], "val_auc": auc, "kept": kept}
+        self._losses.begin_epoch()
+        columns = {"epoch": done["epoch"]} | losses | {"val_auc": auc} | shown
+        if done["epoch"] == 1:
+            self.log("  ".join(f"{name:>7}" for name in columns))
+        cells = ["–" if v is None else f"{v:.4g}" if isinstance(v, float) else f"{v}" for v in columns.values()]
+        line = "  ".join(f"{cell:>{max(7, len(name))}}" for name, cell in zip(columns, cells, strict=True))
+        self.log(line + "  best so far" * best)
+        row = columns | stored | {"seconds": round(self._seconds(), 1)}
         if ranks.rank() == 0:
-            row = {"epoch": self.progress["epoch"]} | stored | {"seconds": round(self.seconds(), 1)}
-            self.append("metrics.jsonl", json.dumps(row))
-        if self.curves is not None:
-            for name in [name for name, value in stored.items() if isinstance(value, (int, float))]:
-                self.curves.add_scalar(name, stored[name], self.progress["epoch"])
-            if draw is not None:
-                self.curves.add_figure("cells", draw(), self.progress["epoch"])
-            self.curves.flush()
-        self.save()
+            self._append("metrics.jsonl", json.dumps(row))
+        if self._curves is not None:
+            for name in [name for name, value in row.items() if isinstance(value, (int, float))]:
+                self._curves.add_scalar(name, row[name], done["epoch"])
+            self._curves.flush()
+        self._save()
 
     def finish(self, draw):
-        """Draw the pictures of the folder, put the product into its place, and mark the run as finished."""
+        """Draw the pictures of the folder (`draw` takes its path), mark the run as finished, write the product."""
+        best = self._progress["best"]
         if ranks.rank() == 0:
-            if self.product is not None and self.best.exists():
-                self.best.replace(self.product)
-                self.best_before.unlink(missing_ok=True)
-            elif self.product is not None and not self.product.exists():
-                raise InputError(f"{self.best} is missing, which held the network: train again with --fresh")
             draw(self.folder)
-        where = f", in {self.product}" if self.product is not None else ""
-        self.log(f"best val AUC {self.progress['best_auc']:.3f}{where}; {self.seconds() / 60:.1f} minutes")
-        self.save(finished=True)
+        texts = [value for value in best["kept"].values() if isinstance(value, str)]
+        where = f", in {self._product}" if self._product is not None else ""
+        for line in [*texts, f"best val AUC {best['val_auc']:.3f}{where}; {self._seconds() / 60:.1f} minutes"]:
+            self.log(line)
+        self._stateful = {}  # only what was best is of use from now on
+        self._save(finished=True)
         if ranks.rank() == 0:
-            self.lock.release(force=True)
-        for number, handler in self.handlers.items():
+            self._lock.release(force=True)
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def seconds(self):
+    def _seconds(self):
         """Time spent on this run so far, over all its starts."""
-        return time.perf_counter() - self.started
+        return time.perf_counter() - self._started
 
-    def save(self, finished=False):
-        """Write the checkpoint, and keep the one before it. A loss that is not finite ends the run instead."""
-        self.means()
-        self.saved_at = time.perf_counter()
+    def _save(self, finished=False):
+        """Write the checkpoint, and what is written from it. A loss that is not finite ends the run instead."""
+        self._means()
+        self._saved_at = time.perf_counter()
         if ranks.rank() > 0:
             return
-        states = {
-            name: item.get_state() if isinstance(item, torch.Generator) else item.state_dict()
-            for name, item in self.stateful.items()
-        }
         lengths = {name: (self.folder / name).stat().st_size for name in LOGS if (self.folder / name).exists()}
-        state = {"record": self.record, "states": states, "progress": self.progress, "lengths": lengths}
-        save_state(self.checkpoint, state | {"seconds": self.seconds(), "finished": finished}, self.spare)
-        self.spare = self.before
+        state = {"format": FORMAT, "record": self._record, "progress": self._progress, "lengths": lengths}
+        state |= {"seconds": self._seconds(), "finished": finished}
+        state["states"] = {
+            name: item.get_state() if isinstance(item, torch.Generator) else item.state_dict()
+            for name, item in self._stateful.items()
+        }
+        save_state(self._checkpoint, state, self._spare)
+        self._spare = self._before
+        if finished:  # in the place of the one before, which still has the optimizer
+            save_state(self._before, state)
+        self._write_outputs(finished)
+
+    def _write_outputs(self, finished):
+        """Write the texts, and the product of a finished run, where they are not as the state has them."""
+        best, texts = self._progress["best"], self._progress["texts"]
+        if best and self._product is None:
+            texts = texts | best["kept"]
+        for name, text in texts.items():
+            at = self.folder / name
+            if not at.exists() or (not finished and at.read_text(encoding="utf-8", errors="replace") != text + "\n"):
+                write(at, text + "\n")
+        if finished and self._product is not None:
+            try:
+                load_state(self._product)
+            except Exception:  # missing, or damaged: whatever zipfile and torch raise
+                weights = {"weights": best["kept"], "epoch": best["epoch"], "val_auc": best["val_auc"]}
+                save_state(self._product, weights | {"settings": self._record["settings"]})
+
+
+def open_curves(folder, epochs):
+    """TensorBoard's writer, or None without that package. It hides points after `epochs`: their work is done again."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # not at the top: few have it, and it takes a second
+    except ImportError:
+        return None
+    return SummaryWriter(folder, purge_step=epochs + 1)

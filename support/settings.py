@@ -19,14 +19,12 @@ from support.files import InputError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT}
 NO_PLACE |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY}
-# Settings that are integers; all other numbers are not, also where somebody writes 5 for 5.0.
-INTEGERS = {"batch_size", "c", "crop", "epochs", "layers", "min_patients", "patience", "resamples", "seed"}
 
 
-def start(main, script, argv=None):
-    """Run a script `guarded`: main(settings), with settings as its constants and command line say."""
+def start(main, script, find_preset=None, recipes=(), argv=None):
+    """Run a script `guarded`: main(settings), with the settings of `parse_settings`."""
     with guarded():
-        main(parse_settings(script, argv))
+        main(parse_settings(script, argv, find_preset, recipes))
 
 
 @contextmanager
@@ -90,32 +88,8 @@ def read_constants(script):
                 value = ast.literal_eval(node.value)
             except ValueError:
                 raise InputError(f"{script}, line {node.lineno}: {name} must be a plain value") from None
-            if isinstance(value, dict) and "phantom" not in value:
-                raise InputError(f"{script}, line {node.lineno}: {name} has no 'phantom', whose value other sets take")
             constants[name] = value, comments.get(node.lineno, "")
     return constants
-
-
-def check_number(name, value):
-    """Raise InputError unless the number makes sense: counts from 1, all else from 0, a share below 1."""
-    kind = "an integer" if name in INTEGERS else "a number"
-    low, high, rule = 0, math.inf, f"{kind}, at least 0"
-    if name == "seed":
-        low, high, rule = -(2**63), 2**63, "an integer of 64 bits"
-    elif name == "temperature":
-        low, rule = 1e-3, "at least 0.001"
-    elif name in ("drop_path", "alpha_beta1", "warm_up") or name.endswith("momentum"):
-        high, rule = 1, "at least 0 and below 1"
-    elif name in INTEGERS - {"patience"}:
-        low, rule = 1, "an integer, at least 1"
-    if not low <= value < high or (name in INTEGERS and not isinstance(value, int)):
-        raise InputError(f"{name.upper()} (--{name.replace('_', '-')}) is {value} and must be {rule}")
-
-
-def check_set(name):
-    """Raise InputError for what is not the name of one folder."""
-    if name != os.path.basename(name) or name in ("", ".", ".."):
-        raise InputError(f"DATASET (--dataset) is {name!r} and must be the name of a folder in DATA (--data)")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,36 +97,94 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message} (see --help)")
 
 
-def parse_settings(script, argv=None):
-    """The settings of a script: its constants, each changed by the option of its name, in lower case.
+def number(text):
+    """The number in an option: 5 is an integer, 5.0 is not. Raises ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
-    A dict holds one value per prepared set: the chosen set's counts, the phantom's for a set without one, and the
-    option replaces it. Raises InputError.
-    """
-    constants = read_constants(script)
+
+def option(name):
+    return "--" + name.lower().replace("_", "-")
+
+
+def make_parser(script, constants):
+    """The options of a script: one per constant, of which only those that are given have a value."""
     title = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8"))).split("\n")[0]
     parser = _Parser(Path(script).name, description=title, allow_abbrev=False)
     for name, (value, comment) in constants.items():
-        example = value["phantom"] if isinstance(value, dict) else value
-        option = {"help": f"{comment} [{value}]".replace("%", "%%"), "default": argparse.SUPPRESS}
+        example = next(iter(value.values())) if isinstance(value, dict) else value
+        look = {"help": f"{comment} [{value}]".replace("%", "%%"), "default": argparse.SUPPRESS}
         if isinstance(example, bool):
-            option["action"] = argparse.BooleanOptionalAction
+            look["action"] = argparse.BooleanOptionalAction
         elif isinstance(example, list):
-            option["action"] = "append"
+            look["action"] = "append"
         else:
-            number = isinstance(example, (int, float))
-            option["type"] = str if not number else int if name.lower() in INTEGERS else float
-            option["metavar"] = option["type"].__name__.upper()
-        parser.add_argument("--" + name.lower().replace("_", "-"), **option)
+            look["type"] = number if isinstance(example, (int, float)) else str
+            look["metavar"] = "NUMBER" if look["type"] is number else "TEXT"
+        parser.add_argument(option(name), **look)
+    return parser
 
-    settings = {name.lower(): value for name, (value, _) in constants.items()} | vars(parser.parse_args(argv))
+
+def parse_settings(script, argv=None, find_preset=None, recipes=()):
+    """The settings of a script: its constants, each changed by the option of its name, in lower case.
+
+    find_preset: (data, dataset) -> the preset that the set names, for an empty PRESET; a constant that is a dict holds
+    a value for each preset. recipes: names of recipes; constants that begin with one of them, such as COSINE_LR, belong
+    to this recipe, and are no settings under another RECIPE. Raises InputError.
+    """
+    constants = read_constants(script)
+    given = vars(make_parser(script, constants).parse_args(argv))
+    settings = {name.lower(): value for name, (value, _) in constants.items()} | given
+    for name in ("out", "data"):
+        settings[name] = os.path.expanduser(settings[name])
+    if "preset" in settings:
+        settings["preset"] = settings["preset"] or find_preset(settings["data"], settings["dataset"])
     for name, value in settings.items():
         if isinstance(value, dict):
-            settings[name] = value = value.get(settings["dataset"], value["phantom"])
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            check_number(name, value)
-            settings[name] = value if name in INTEGERS else float(value)
-        if name in ("out", "data"):
-            settings[name] = os.path.expanduser(value)
-    check_set(settings["dataset"])
+            if settings["preset"] not in value:
+                where, there = f"{name.upper()} ({option(name)})", ", ".join(value)
+                raise InputError(f"{where} has values for {there}, none for the preset {settings['preset']!r}")
+            settings[name] = value[settings["preset"]]
+    others = [recipe for recipe in recipes if "recipe" in settings and recipe != settings["recipe"]]
+    for name in [name for name in settings for recipe in others if name.startswith(f"{recipe}_")]:
+        if name in given:
+            mine = [option(other) for other in settings if other.startswith(f"{settings['recipe']}_")]
+            raise InputError(
+                f"{option(name)} is not read by the recipe {settings['recipe']}, which has {', '.join(mine)}; "
+                "--recipe chooses another"
+            )
+        del settings[name]
     return SimpleNamespace(**settings)
+
+
+# --- Checks, for the ranges that a script names
+
+
+def check_numbers(settings, names, low=None, above=None, below=math.inf, whole=False):
+    """Raise InputError unless each of the settings `names`, in one string, is a number: at least `low`, and so on."""
+    limits = {"at least": low, "above": above, "below": below if below < math.inf else None}
+    limits = " and ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
+    rule = f"{'a whole number' if whole else 'a number'}, {limits}"
+    for name in names.split():
+        value = getattr(settings, name)
+        known = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not (known and (low is None or value >= low) and (above is None or value > above) and value < below):
+            raise InputError(f"{name.upper()} ({option(name)}) is {value!r} and must be {rule}")
+
+
+def check_switches(settings, names):
+    """Raise InputError unless each of the settings `names`, in one string, is True or False."""
+    for name in names.split():
+        if getattr(settings, name) not in (True, False):
+            raise InputError(
+                f"{name.upper()} ({option(name)}) is {getattr(settings, name)!r} and must be True or False"
+            )
+
+
+def check_choice(settings, name, choices):
+    """Raise InputError unless the setting `name` is one of the `choices`."""
+    value = getattr(settings, name)
+    if value not in choices:
+        raise InputError(f"{name.upper()} ({option(name)}) is {value!r} and must be {' or '.join(choices)}")

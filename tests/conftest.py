@@ -5,10 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
+import chexnet
+import search_train
 import test as table_script
-import visualize
-from dataset import FINDINGS, write_set
+import val_train
+from dataset import FINDINGS, find_preset, write_set
+from support import settings
 from tests.films import make_raw
+from utils import SCHEDULES
 
 FILMS = {"train": 48, "val": 32, "test": 32}
 PATIENT_FILMS = 2
@@ -39,7 +43,8 @@ def one_thread():
 def no_pictures(request, monkeypatch):
     """Drawing a run takes longer than the run, at these sizes. Runs of session-wide fixtures draw all the same."""
     if not request.node.get_closest_marker("pictures"):
-        monkeypatch.setattr(visualize, "draw_run", lambda folder: [])
+        for script in (search_train, val_train, chexnet):
+            monkeypatch.setattr(script, "draw_run", lambda folder: [])
 
 
 @pytest.fixture
@@ -90,6 +95,11 @@ def one_line(capsys):
         return error
 
     return call
+
+
+def start(script, *argv):
+    """Run a script (its module) in this process as its command line would."""
+    settings.start(script.main, script.__file__, find_preset, SCHEDULES, [*map(str, argv)])
 
 
 def equal(a, b):

@@ -19,7 +19,8 @@ import val_train
 from dataset import Films, Sampler
 from genotypes import load_genotype, random_genotype
 from model_search import Network
-from support import runs, settings
+from support import runs
+from tests import conftest
 from tests.conftest import equal
 from tests.test_scripts import NETWORK, ROOT, SMALL, metrics
 
@@ -35,7 +36,7 @@ def start(name, data, out, *options):
     """Run a script in this process as its command line would, 2 epochs of 3 steps."""
     script, more, _ = SCRIPTS[name]
     common = ["--data", str(data), "--out", str(out), "--epochs", "2", *map(str, options)]
-    settings.start(script.main, script.__file__, [*SMALL, *more, *common])
+    conftest.start(script, *SMALL, *more, *common)
 
 
 @pytest.fixture(scope="session")
@@ -53,11 +54,11 @@ def undisturbed(small_set, tmp_path_factory):
 
 
 def compare(name, whole, stopped):
-    """What both runs have left is equal, times aside: all states, metrics, genotypes, weights."""
+    """What both runs have left is equal, times aside: what was best, metrics, genotypes, weights."""
     folder = SCRIPTS[name][2]
     states = [torch.load(side / folder / "checkpoint.pt") for side in (whole, stopped)]
     for state in states:
-        assert state["finished"]
+        assert state["finished"] and not state["states"]
         del state["seconds"], state["lengths"], state["record"]["environment"]
     equal(*states)
     rows = [[row | {"seconds": 0} for row in metrics(side / folder)] for side in (whole, stopped)]
@@ -282,7 +283,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(file, stopped, small_set, tmp
     place.symlink_to("/dev/full")  # every write to it fails as on a full disk
     line = one_line(start, "search", small_set, tmp_path, status=1)
     assert "No space left on device; make room and repeat the command" in line
-    equal(torch.load(stopped / "checkpoint.pt"), saved)
+    if file == "checkpoint.pt.part":  # the texts are written after it, from it
+        equal(torch.load(stopped / "checkpoint.pt"), saved)
     place.unlink()
     start("search", small_set, tmp_path)
     compare("search", undisturbed("search"), tmp_path)
@@ -318,17 +320,53 @@ def test_a_full_gpu_names_the_settings_to_lower(small_set, tmp_path, monkeypatch
     assert line == "error: the GPU's memory is full: lower --batch-size, --c, --layers or --crop\n"
 
 
-def test_a_foreign_network_in_the_place_of_the_product_is_not_overwritten(small_set, tmp_path, one_line, monkeypatch):
+@pytest.fixture
+def stopped_training(small_set, tmp_path, monkeypatch):
+    """A training that was stopped in the first step of its second epoch."""
     with monkeypatch.context() as patch:
         patch.setattr(Sampler, "next", stop_after(4, Sampler.next))
         with pytest.raises(SystemExit):
             start("val", small_set, tmp_path)
-    (tmp_path / "weights" / "DARTS_V2_net.pth").write_bytes(b"a colleague's")
+    return tmp_path / "weights" / "DARTS_V2_net.pth"
+
+
+def test_a_foreign_network_in_the_place_of_the_product_is_not_overwritten(
+    stopped_training, small_set, tmp_path, one_line, undisturbed
+):
+    product = stopped_training
+    product.write_bytes(b"a colleague's")
     assert "is there, but is not of this run" in one_line(start, "val", small_set, tmp_path)
-    (tmp_path / "weights" / "DARTS_V2_net.pth").unlink()
-    (tmp_path / "weights" / "DARTS_V2" / "best.pth").unlink()
-    monkeypatch.setattr(val_train, "evaluate", lambda *_: (-2.0, 1.0))  # no later epoch is better
-    assert "best.pth is missing, which held the network" in one_line(start, "val", small_set, tmp_path)
+    assert product.read_bytes() == b"a colleague's"
+    product.unlink()
+    start("val", small_set, tmp_path)
+    compare("val", undisturbed("val"), tmp_path)
+    other = torch.load(product) | {"epoch": 7}
+    torch.save(other, product)
+    assert "is there, but is not of this run" in one_line(start, "val", small_set, tmp_path)
+    equal(torch.load(product), other)
+
+
+@pytest.mark.parametrize("name", ["search", "val"])
+def test_what_a_finished_run_has_made_comes_back_from_its_checkpoint(name, small_set, tmp_path, undisturbed):
+    shutil.copytree(undisturbed(name), tmp_path, dirs_exist_ok=True)
+    for product in [*tmp_path.rglob("*_net.pth"), *tmp_path.rglob("genotype*.txt")]:
+        product.unlink()
+    start(name, small_set, tmp_path)
+    compare(name, undisturbed(name), tmp_path)
+    for product in tmp_path.rglob("*_net.pth"):
+        product.write_bytes(product.read_bytes()[:-1000])
+    start(name, small_set, tmp_path)
+    compare(name, undisturbed(name), tmp_path)
+
+
+def test_the_best_network_is_in_the_checkpoint_and_no_live_tensor(stopped_training, small_set, tmp_path, monkeypatch):
+    """The second epoch trains on, but only the first one is the best."""
+    best = torch.load(tmp_path / "weights" / "DARTS_V2" / "checkpoint.pt")["progress"]["best"]
+    monkeypatch.setattr(val_train, "evaluate", lambda *_: (-0.5, 1.0))
+    start("val", small_set, tmp_path)
+    saved = torch.load(stopped_training)
+    assert saved["epoch"] == best["epoch"] == 1
+    equal(saved["weights"], best["kept"])
 
 
 @pytest.mark.parametrize("name", ["search", "val"])
@@ -339,14 +377,14 @@ def test_the_best_of_an_epoch_that_is_done_again_is_forgotten(name, small_set, t
     monkeypatch.setattr(script, "evaluate", lambda *_: (next(aucs), 1.0))
     monkeypatch.setattr(Network, "genotype", lambda _: next(cells))
 
-    def full(run, finished=False):
-        if run.progress["epoch"] == 2:
+    def full(path, state, before=None):
+        if state["progress"]["epoch"] == 2:
             raise OSError(28, "No space left on device", "checkpoint.pt")
-        save(run, finished)
+        save_state(path, state, before)
 
-    save = runs.Run.save
+    save_state = runs.save_state
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "save", full)
+        patch.setattr(runs, "save_state", full)
         assert "No space left" in one_line(start, name, small_set, tmp_path, status=1)
     start(name, small_set, tmp_path)
     if name == "search":
@@ -355,18 +393,6 @@ def test_the_best_of_an_epoch_that_is_done_again_is_forgotten(name, small_set, t
     else:
         saved = torch.load(tmp_path / "weights" / "DARTS_V2_net.pth")
         assert (saved["epoch"], saved["val_auc"]) == (1, 0.6)
-        assert not list((tmp_path / folder).glob("best*"))
-
-
-def test_a_damaged_best_network_does_not_keep_a_run_from_going_on(small_set, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "next", stop_after(4, Sampler.next))
-        with pytest.raises(SystemExit):
-            start("val", small_set, tmp_path)
-    (tmp_path / "weights" / "DARTS_V2" / "best.pth").write_bytes(b"damaged")
-    monkeypatch.setattr(val_train, "evaluate", lambda *_: (2.0, 1.0))  # the next epoch is better
-    start("val", small_set, tmp_path)
-    assert torch.load(tmp_path / "weights" / "DARTS_V2_net.pth")["epoch"] == 2
 
 
 # --- Twice, and elsewhere

@@ -2,7 +2,9 @@
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ import search_train
 import test as table_script
 import utils
 import val_train
-from dataset import Films, load_set, write_set
+from dataset import Films, find_preset, load_set, write_set
 from genotypes import PUBLISHED, diagnostics, edge_entropy, format_genotype, load_genotype, save_genotype
 from model_search import Network
 from support import settings
-from tests.conftest import small_table
+from support.files import InputError
+from tests.conftest import small_table, start
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset", "noise", "--crop", "32", "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
@@ -31,7 +34,7 @@ def run(script, data, out, *options):
     if script in (search_train, val_train):
         arguments = [*arguments, *NETWORK]
     common = ["--data", str(data), "--out", str(out), "--dataset", "noise", "--device", "cpu"]
-    settings.start(script.main, script.__file__, [*arguments, *common, *map(str, options)])
+    start(script, *arguments, *common, *options)
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +112,7 @@ def test_every_stage_draws_its_pictures(whole):
 def test_the_genotype_is_that_of_the_best_epoch_not_of_the_last(small_set, tmp_path, monkeypatch):
     aucs = iter([0.5, 0.7, 0.6])
     monkeypatch.setattr(search_train, "evaluate", lambda *_: (next(aucs), 1.0))
-    run(search_train, small_set, tmp_path, "--epochs", 3, "--alpha-lr", 0.5, "--temperature", 1)
+    run(search_train, small_set, tmp_path, "--epochs", 3, "--alpha-lr", 0.5, "--lowest-temperature", 1)
     folder = tmp_path / "search_first_order"
     rows = metrics(folder)
     assert (folder / "genotype.txt").read_text().strip() == rows[1]["genotype"] != rows[2]["genotype"]
@@ -162,20 +165,26 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
 @pytest.mark.parametrize(
     ("script", "option", "value", "problem"),
     [
-        (search_train, "--epochs", 0, "EPOCHS (--epochs) is 0 and must be an integer, at least 1"),
+        (search_train, "--epochs", 0, "EPOCHS (--epochs) is 0 and must be a whole number, at least 1"),
         (search_train, "--w-lr", -0.1, "W_LR (--w-lr) is -0.1 and must be a number, at least 0"),
         (search_train, "--alpha-lr", "nan", "ALPHA_LR (--alpha-lr) is nan and must be a number, at least 0"),
-        (search_train, "--w-momentum", 1, "must be at least 0 and below 1"),
-        (search_train, "--warm-up", 1, "WARM_UP (--warm-up) is 1.0 and must be at least 0 and below 1"),
-        (search_train, "--temperature", 0, "TEMPERATURE (--temperature) is 0.0 and must be at least 0.001"),
+        (search_train, "--w-momentum", 1, "must be a number, at least 0 and below 1"),
+        (search_train, "--warm-up", 1, "WARM_UP (--warm-up) is 1 and must be a number, at least 0 and below 1"),
+        (search_train, "--lowest-temperature", 0, "is 0 and must be a number, at least 0.001"),
         (search_train, "--batch-size", 49, "batch size 49 must be 1 to 48, the films of train"),
         (search_train, "--layers", 3, "at least 4"),
-        (search_train, "--seed", 2**64, "SEED (--seed) is 18446744073709551616 and must be an integer of 64 bits"),
-        (search_train, "--crop", 40, "crop 40 must be a multiple of 32"),
-        (val_train, "--drop-path", 1.5, "DROP_PATH (--drop-path) is 1.5 and must be at least 0 and below 1"),
-        (val_train, "--lr", "inf", "must be a number, at least 0"),
-        (val_train, "--recipe", "adam", "RECIPE (--recipe) is 'adam' and must be one_cycle or reference"),
-        (chexnet, "--patience", -1, "PATIENCE (--patience) is -1 and must be an integer, at least 0"),
+        (
+            search_train,
+            "--seed",
+            2**64,
+            "SEED (--seed) is 18446744073709551616 and must be a whole number, at least -9223372036854775808",
+        ),
+        (search_train, "--crop", 40, "crop 40 must be a multiple of 32, or 0 for the whole film"),
+        (val_train, "--drop-path", 1.5, "DROP_PATH (--drop-path) is 1.5 and must be a number, at least 0 and below 1"),
+        (val_train, "--one-cycle-lr", "inf", "must be a number, at least 0"),
+        (val_train, "--recipe", "adam", "RECIPE (--recipe) is 'adam' and must be one_cycle or cosine"),
+        (chexnet, "--epochs", 2.0, "is 2.0 and must be a whole number, at least 1"),
+        (search_train, "--w-clip", 0, "W_CLIP (--w-clip) is 0 and must be a number, above 0"),
     ],
 )
 def test_settings_out_of_range_are_one_line_and_write_nothing(
@@ -187,9 +196,43 @@ def test_settings_out_of_range_are_one_line_and_write_nothing(
 
 
 def test_a_rate_at_which_chexnet_would_not_start_is_one_line(small_set, tmp_path, one_line):
-    said = one_line(run, chexnet, small_set, tmp_path, "--recipe", "reference", "--lr", "5e-8")
-    assert said.strip().endswith("LR (--lr) is 5e-08, below LR_STOP (--lr-stop): no epoch would be trained")
+    said = one_line(run, chexnet, small_set, tmp_path, "--recipe", "plateau", "--plateau-lr", "5e-8")
+    assert "PLATEAU_LR (--plateau-lr) is 5e-08 and must be a number, at least 1e-07" in said
     assert not list(tmp_path.iterdir())
+
+
+READ = set()
+
+
+class Noted(SimpleNamespace):
+    """Settings that remember which of them were read."""
+
+    def __getattribute__(self, name):
+        READ.add(name)
+        return super().__getattribute__(name)
+
+
+RUNS = [(search_train, None), (val_train, "one_cycle"), (val_train, "cosine")]
+RUNS += [(chexnet, "one_cycle"), (chexnet, "plateau")]
+
+
+@pytest.mark.parametrize(("script", "recipe"), RUNS)
+def test_each_constant_is_read_or_its_option_is_refused(script, recipe, copy, small_set, monkeypatch):
+    """But for the check of its range: after that it is forgotten what was read."""
+    given = ["--data", small_set, "--out", copy, *SMALL, *([] if script is chexnet else NETWORK), "--fresh"]
+    given += ["--recipe", recipe] if recipe else []
+    parse = partial(settings.parse_settings, script.__file__, find_preset=find_preset, recipes=utils.SCHEDULES)
+    noted = Noted(**vars(parse([*map(str, given)])))
+    monkeypatch.setattr(script, "check", lambda settings: READ.clear())
+    script.main(noted)
+    read = READ.copy()
+    for constant in settings.read_constants(script.__file__):
+        name = constant.lower()
+        if name in vars(noted):
+            assert name in read | {"preset"}, name
+        else:
+            with pytest.raises(InputError, match=f"is not read by the recipe {recipe}, which has --{recipe[:3]}"):
+                parse([*map(str, given), f"--{name.replace('_', '-')}=1"])
 
 
 def test_deterministic_algorithms_are_asked_for(small_set, tmp_path):
@@ -277,10 +320,10 @@ def test_settings_that_were_lost_or_damaged_come_back_from_the_checkpoint(copy, 
 def test_a_run_of_an_older_version_is_left_as_it_is(copy, small_set, one_line):
     at = copy / "search_first_order" / "checkpoint.pt"
     saved = torch.load(at)
-    del saved["record"]
+    del saved["format"]
     torch.save(saved, at)
     before = files(copy)
-    assert "checkpoint.pt is of an older version" in one_line(run, search_train, small_set, copy)
+    assert "checkpoint.pt is of another version" in one_line(run, search_train, small_set, copy)
     assert files(copy) == before
 
 
@@ -325,14 +368,14 @@ def test_w_alone_learns_in_the_warm_up(small_set, tmp_path, monkeypatch):
     seen = []  # at the end of each epoch: τ, α, w
     end_epoch = search_train.Run.end_epoch
 
-    def noted(self, *shown, **stored):
-        network = self.stateful["network"]
+    def noted(self, *more, **stored):
+        network = self._stateful["network"]
         copies = [
             torch.cat([p.detach().flatten() for p in group])
             for group in (network.arch_parameters(), network.weight_parameters())
         ]
         seen.append((network.temperature, *copies))
-        end_epoch(self, *shown, **stored)
+        end_epoch(self, *more, **stored)
 
     monkeypatch.setattr(search_train.Run, "end_epoch", noted)
     aucs = iter([0.9, 0.8, 0.6, 0.5])
@@ -347,7 +390,7 @@ def test_w_alone_learns_in_the_warm_up(small_set, tmp_path, monkeypatch):
     rows = metrics(folder)
     assert [row["alpha_loss"] is None for row in rows] == [True, True, False, False]
     assert [row["temperature"] for row in rows] == [1, 1, 1, 0.05]
-    assert (folder / "log.txt").read_text().count(" – ") == 2
+    assert (folder / "log.txt").read_text().count(" –  ") == 2
     # The cell is of the best epoch after the warm-up: before, it is one of α's random start.
     assert format_genotype(load_genotype(folder / "genotype.txt")) == rows[2]["genotype"]
     assert "best val AUC 0.600" in (folder / "log.txt").read_text()
@@ -366,43 +409,11 @@ def test_drop_path_grows_linearly_over_the_epochs(small_set, tmp_path, monkeypat
 
 
 @pytest.mark.long
-def test_chexnets_learning_rate_falls_on_a_plateau_and_ends_the_training(small_set, tmp_path, monkeypatch):
-    monkeypatch.setattr(chexnet, "evaluate", lambda *_: (0.5, 1.0))
-    run(chexnet, small_set, tmp_path, "--recipe", "reference", "--epochs", 50, "--lr", 1e-6)
-    rates = [row["lr"] for row in metrics(tmp_path / "weights" / "chexnet")]
-    # The first epoch is the best, the next changes nothing, the third divides; then every second epoch does.
-    assert rates == pytest.approx([1e-6] * 3 + [1e-7] * 2)
-
-
-@pytest.mark.parametrize("script", [val_train, chexnet])
-def test_one_cycle_is_adamw_whose_rate_rises_and_falls_by_the_step(small_set, tmp_path, monkeypatch, script):
-    monkeypatch.setattr(script, "evaluate", lambda *_: (0.5, 1.0))
-    cell = ["--genotype", "DARTS_V1"] if script is val_train else []
-    run(script, small_set, tmp_path, *cell, "--recipe", "one_cycle", "--epochs", 4, "--one-cycle-lr", 0.003)
-    folder = tmp_path / "weights" / ("DARTS_V1" if cell else "chexnet")
-    rates = [row["lr"] for row in metrics(folder)]
-    # 12 steps of 3 an epoch: up in 0.3 of them, then down to a 10,000th of where it began, a 25th of the highest.
-    assert rates == sorted(rates, reverse=True) and 0.0025 < rates[0] < 0.003
-    assert rates[-1] == pytest.approx(0.003 / 25 / 1e4)
-    states = torch.load(folder / "checkpoint.pt", weights_only=True)["states"]
-    (group,) = states["optimizer"]["param_groups"]
-    assert group["decoupled_weight_decay"] and group["weight_decay"] == 0.05
-
-
-def test_the_reference_recipe_is_sgd_along_a_cosine_by_the_epoch(small_set, tmp_path, monkeypatch):
-    monkeypatch.setattr(val_train, "evaluate", lambda *_: (0.5, 1.0))
-    run(val_train, small_set, tmp_path, "--genotype", "DARTS_V1", "--recipe", "reference", "--epochs", 4, "--lr", 0.1)
-    folder = tmp_path / "weights" / "DARTS_V1"
-    assert [row["lr"] for row in metrics(folder)] == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
-    (group,) = torch.load(folder / "checkpoint.pt", weights_only=True)["states"]["optimizer"]["param_groups"]
-    assert group["momentum"] == 0.9 and group["weight_decay"] == 3e-4
-
-
-@pytest.mark.long
 def test_the_bfloat16_path_of_gpus_runs(small_set, tmp_path, monkeypatch):
     """On the CPU here: the w step and the trainings under autocast; the α step and predictions in float32."""
     criterion, seen = utils.criterion, []
-    monkeypatch.setattr(utils, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))
+    for script in (search_train, val_train, chexnet):
+        monkeypatch.setattr(script, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))
     monkeypatch.setattr(utils, "criterion", lambda logits, y: seen.append(logits.dtype) or criterion(logits, y))
     run(search_train, small_set, tmp_path, "--second-order")
     # Each of 3 steps: L_train, L_val(w'), L_train(w⁺), L_train(w⁻), then L_train of the w step; last, val's loss
@@ -424,7 +435,7 @@ def test_seeds_decide_the_result(small_set, tmp_path):
 def test_a_network_learns_the_phantom(tmp_path):
     """Two minutes: the set is drawn, and four epochs must find more than chance, on films of other patients."""
     arguments = ["--data", str(tmp_path), "--out", str(tmp_path), "--genotype", "DARTS_V2", "--epochs", "4"]
-    settings.start(val_train.main, val_train.__file__, [*arguments, "--device", "cpu"])
+    start(val_train, *arguments, "--device", "cpu")
     assert max(row["val_auc"] for row in metrics(tmp_path / "weights" / "DARTS_V2")) > 0.6
 
 

@@ -2,10 +2,12 @@
 
 import importlib
 import io
+import math
 import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 import search_train
 from support import progress
 from support.files import InputError
-from support.settings import INTEGERS, guarded, parse_settings, read_constants, start
+from support.settings import check_choice, check_numbers, check_switches, guarded, parse_settings, read_constants
+from tests import conftest
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
 SCRIPT = '''"""What it does.
@@ -23,10 +26,17 @@ More.
 """
 NAME = "phantom"  # not an option by accident
 ORDER = False  # True or False
-RATE = {"phantom": 6e-3, "chestxray14": 3e-4}  # 100% of it
-EPOCHS = {"phantom": 8, "chestxray14": 50}  # passes
-FAST = {"phantom": True, "chestxray14": False}  # per set
+PRESET = ""  # slow or fast
+RATE = {"slow": 6e-3, "fast": 3e-4}  # 100% of it
+EPOCHS = {"slow": 8, "fast": 50}  # passes
+CLIP = {"slow": True, "fast": False}  # per preset
+RECIPE = {"slow": "cosine", "fast": "plateau"}  # cosine or plateau
+COSINE_LR = 0.1  # of cosine
+COSINE_MOMENTUM = 0.9  # of cosine
+PLATEAU_LR = 0.3  # of plateau
 DATASET = "phantom"  # which set
+DATA = "~/data"  # where it is
+OUT = "."  # where to write
 FILES = []  # NAME=FILE
 lower = 3
 '''
@@ -39,92 +49,89 @@ def script(tmp_path):
     return path
 
 
+def parse(script, *argv, preset="slow"):
+    """Settings of the script, whose set names `preset`."""
+    return parse_settings(script, argv, lambda data, dataset: preset, ("cosine", "plateau"))
+
+
 def test_settings_are_the_constants_and_each_is_an_option(script):
-    settings = parse_settings(script, [])
-    assert vars(settings) == {
-        "name": "phantom", "order": False, "rate": 6e-3, "epochs": 8, "fast": True, "dataset": "phantom", "files": [],
+    of_both = {"dataset": "phantom", "data": os.path.expanduser("~/data"), "out": "."}
+    assert vars(parse(script)) == of_both | {
+        "name": "phantom", "order": False, "preset": "slow", "rate": 6e-3, "epochs": 8, "clip": True,
+        "recipe": "cosine", "cosine_lr": 0.1, "cosine_momentum": 0.9, "files": [],
     }  # fmt: skip
-    given_options = [
-        "--order",
-        "--rate",
-        "1",
-        "--epochs",
-        "3",
-        "--no-fast",
-        "--name",
-        "x",
-        "--files=a=b",
-        "--files=c=d",
-    ]
-    settings = parse_settings(script, given_options)
-    assert vars(settings) == {
-        "name": "x", "order": True, "rate": 1.0, "epochs": 3, "fast": False, "dataset": "phantom",
-        "files": ["a=b", "c=d"],
+    given = "--order --rate 1 --epochs 3 --no-clip --name x --files=a=b --files=c=d --recipe plateau --plateau-lr 5"
+    assert vars(parse(script, *given.split())) == of_both | {
+        "name": "x", "order": True, "preset": "slow", "rate": 1, "epochs": 3, "clip": False,
+        "recipe": "plateau", "plateau_lr": 5, "files": ["a=b", "c=d"],
     }  # fmt: skip
 
 
-def test_a_dict_gives_the_chosen_sets_value_and_other_sets_the_phantoms(script):
-    toy = parse_settings(script, ["--dataset", "chestxray14"])
-    assert (toy.rate, toy.epochs, toy.fast) == (3e-4, 50, False)
-    assert parse_settings(script, ["--dataset", "nih_mini"]).epochs == 8
-    assert parse_settings(script, ["--dataset", "chestxray14", "--epochs", "2"]).epochs == 2
+def test_a_dict_gives_the_value_of_the_preset_which_the_set_names_or_the_user(script):
+    of_set, said = parse(script, preset="fast"), parse(script, "--preset", "fast")
+    assert vars(of_set) == vars(said) and (said.rate, said.epochs, said.recipe) == (3e-4, 50, "plateau")
+    assert parse(script, "--preset", "fast", "--epochs", "2").epochs == 2
+    with pytest.raises(InputError, match=r"RATE \(--rate\) has values for slow, fast, none for the preset 'other'"):
+        parse(script, "--preset", "other")
+
+
+def test_an_option_of_another_recipe_is_refused_with_those_of_the_chosen_one(script):
+    with pytest.raises(InputError, match="--plateau-lr is not read by the recipe cosine, which has --cosine-lr, --co"):
+        parse(script, "--plateau-lr", "1")
+    with pytest.raises(InputError, match="--cosine-momentum is not read by the recipe plateau, which has --plateau-lr"):
+        parse(script, "--recipe", "plateau", "--cosine-momentum", "0.9")
 
 
 def test_constants_that_are_no_plain_values_are_named_with_their_line(script):
     script.write_text(SCRIPT.replace('"phantom"  # which set', '"phan" + "tom"  # which set'))
-    with pytest.raises(InputError, match="line 10: DATASET must be a plain value"):
-        parse_settings(script, [])
+    with pytest.raises(InputError, match="line 15: DATASET must be a plain value"):
+        parse(script)
 
 
-def test_numbers_may_be_written_with_or_without_a_point(script):
-    script.write_text(SCRIPT.replace("RATE = {", "RATE = 1 #"))
-    assert parse_settings(script, []).rate == 1.0 and parse_settings(script, ["--rate", "0.4"]).rate == 0.4
-    script.write_text(SCRIPT.replace("6e-3", "0"))
-    assert parse_settings(script, []).rate == 0.0
-    script.write_text(SCRIPT.replace('"phantom": 8', '"phantom": 8.0'))
-    with pytest.raises(InputError, match=r"EPOCHS \(--epochs\) is 8.0 and must be an integer, at least 1"):
-        parse_settings(script, [])
+def test_a_number_keeps_its_type(script):
+    script.write_text(SCRIPT.replace("6e-3", "4"))
+    for settings in (parse(script), parse(script, "--rate", "4")):
+        assert settings.rate == 4 and type(settings.rate) is int
+    assert type(parse(script, "--rate", "4.0").rate) is float
 
 
-@pytest.mark.parametrize("name", ["search_train", "val_train", "chexnet", "test"])
-def test_the_integers_among_the_constants_are_known(name):
-    values = {constant.lower(): value for constant, (value, _) in read_constants(f"{name}.py").items()}
-    examples = {constant: v["phantom"] if isinstance(v, dict) else v for constant, v in values.items()}
-    assert INTEGERS & examples.keys() == {constant for constant, v in examples.items() if type(v) is int}
+def test_ranges_are_checked_and_the_line_says_what_is_allowed():
+    def check(value, **limits):
+        check_numbers(SimpleNamespace(a=1, w_lr=value), "a w_lr", **limits)
+
+    for good in (1, 1.5, 0.0):
+        check(good, low=0, below=2)
+    for bad in (-1, 2, math.nan, math.inf, "1", None, True):
+        with pytest.raises(InputError, match=r"W_LR \(--w-lr\) is .* and must be a number, at least 0 and below 2"):
+            check(bad, low=0, below=2)
+    with pytest.raises(InputError, match=r"is 3\.0 and must be a whole number, above 0"):
+        check(3.0, above=0, whole=True)
+    with pytest.raises(InputError, match=r"ORDER \(--order\) is 'False' and must be True or False"):
+        check_switches(SimpleNamespace(order="False"), "order")
+    check_switches(SimpleNamespace(a=1, b=0, c=True), "a b c")
+    with pytest.raises(InputError, match=r"KIND \(--kind\) is 'c' and must be a or b"):
+        check_choice(SimpleNamespace(kind="c"), "kind", ("a", "b"))
 
 
 def test_a_constant_written_twice_has_its_last_value(script):
     script.write_text(SCRIPT + "ORDER = True  # for now\n")
-    assert parse_settings(script, []).order and not parse_settings(script, ["--no-order"]).order
-
-
-def test_a_constant_without_a_value_for_other_sets_is_named(script):
-    script.write_text(SCRIPT.replace('{"phantom": 8, ', "{"))
-    with pytest.raises(InputError, match="line 8: EPOCHS has no 'phantom', whose value other sets take"):
-        parse_settings(script, [])
+    assert parse(script).order and not parse(script, "--no-order").order
 
 
 def test_help_shows_the_comments(script, capsys):
     with pytest.raises(SystemExit):
-        parse_settings(script, ["--help"])
+        parse(script, "--help")
     text = " ".join(capsys.readouterr().out.split())
     assert "What it does." in text and "100% of it" in text and "--no-order" in text and "lower" not in text
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "few"], ["--epoch", "3"], ["--epochs"], ["3"]])
 def test_bad_options_are_one_line(script, arguments, one_line):
-    assert "(see --help)" in one_line(start, print, script, arguments)
+    def command():
+        with guarded():
+            parse(script, *arguments)
 
-
-@given(st.one_of(st.floats(), st.integers().map(float)))
-def test_any_number_is_kept_as_it_is_or_refused(tmp_path_factory, number):
-    path = tmp_path_factory.getbasetemp() / "any.py"
-    path.write_text(SCRIPT)
-    good = 0 <= number < float("inf")
-    try:
-        assert parse_settings(path, [f"--rate={number!r}"]).rate == number and good
-    except InputError:
-        assert not good
+    assert "(see --help)" in one_line(command)
 
 
 @given(st.lists(st.text(max_size=8), max_size=4))
@@ -132,7 +139,7 @@ def test_any_arguments_give_settings_or_an_exit(tmp_path_factory, arguments):
     path = tmp_path_factory.getbasetemp() / "any.py"
     path.write_text(SCRIPT)
     try:
-        assert isinstance(parse_settings(path, arguments).epochs, int)
+        parse(path, *arguments)
     except InputError:
         pass
     except SystemExit as stop:  # --help
@@ -146,7 +153,7 @@ def test_every_constant_of_the_scripts_is_explained(name):
     for constant, (value, comment) in constants.items():
         assert comment, constant
         if isinstance(value, dict):
-            assert list(value) in (["phantom", "chestxray14"], ["phantom", "nih10k", "chestxray14"]), constant
+            assert list(value) == ["phantom", "small", "reference"], constant
 
 
 # --- Errors of one line
@@ -164,7 +171,7 @@ def test_a_place_that_cannot_be_written_is_one_line(name, small_set, tmp_path, o
         common += ["--crop", "32"]
     places = [tmp_path / "file", tmp_path / "file" / "below", *(["/proc/none"] if os.path.isdir("/proc") else [])]
     for place in places:
-        line = one_line(start, script.main, script.__file__, [*common, "--out", str(place)])
+        line = one_line(conftest.start, script, *common, "--out", place)
         assert str(place) in line, line
 
 
@@ -172,23 +179,23 @@ def test_a_terminal_without_greek_letters_does_not_end_a_run(small_set, tmp_path
     terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     options = [*SMALL, *NETWORK, "--data", str(small_set), "--out", str(tmp_path)]
-    start(search_train.main, search_train.__file__, options)
+    conftest.start(search_train, *options)
     with pytest.raises(SystemExit, match="0"):
-        start(search_train.main, search_train.__file__, ["--help"])
+        conftest.start(search_train, "--help")
     terminal.flush()
-    assert b"?'s val loss" in terminal.buffer.getvalue()
-    log = (tmp_path / "search_first_order" / "log.txt").read_text(encoding="utf-8")
-    assert "α's val loss" in log
+    assert b"of softmax(? / ?)" in terminal.buffer.getvalue()
 
 
 def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch, capsys):
     for minute, lines in ((60, 0), (0, 3)):
         monkeypatch.setattr(progress, "MINUTE", minute)
         options = [*SMALL, *NETWORK, "--data", str(small_set), "--out", str(tmp_path / str(minute))]
-        start(search_train.main, search_train.__file__, options)
+        conftest.start(search_train, *options)
         error = capsys.readouterr().err
         assert "\r" not in error and len(error.splitlines()) >= lines and bool(lines) == bool(error)
-    assert re.search(r"^epoch 1, 1 thread: 2 of 3, loss=0\.\d{4}, \d\d:\d\d left$", error, re.MULTILINE), error
+    assert re.search(
+        r"^epoch 1, 1 thread: 2 of 3, train_loss=0\.\d{4}, alpha_loss=0\.\d{4}, \d\d:\d\d left$", error, re.MULTILINE
+    ), error
 
 
 @pytest.mark.parametrize(
@@ -225,9 +232,3 @@ def test_a_reader_of_a_pipe_may_leave():
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
-
-
-@pytest.mark.parametrize("name", ["", "..", "phantom/", "a/b"])
-def test_a_set_is_the_name_of_a_folder(script, name):
-    with pytest.raises(InputError, match="must be the name of a folder in DATA"):
-        parse_settings(script, ["--dataset", name])

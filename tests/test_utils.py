@@ -1,4 +1,4 @@
-"""Devices, prediction, the start of the classifier."""
+"""Devices, recipes, prediction, the start of the classifier."""
 
 import numpy as np
 import pytest
@@ -6,17 +6,17 @@ import torch
 
 import utils
 from dataset import FINDINGS, Films, load_set
-from support import runs
+from support import devices
 from support.files import InputError
 
 
 def test_unknown_devices_are_refused():
     for name in ("gpu7", "meta", "", "cuda:x"):
         with pytest.raises(InputError, match="is unknown: use auto, cpu, cuda or mps"):
-            utils.select_device(name)
+            devices.select_device(name)
     for name, kind in (("cuda:99", "CUDA"), ("mps:7", "MPS")):
         with pytest.raises(InputError, match=f"device '{name}': there is no such {kind} device here"):
-            utils.select_device(name)
+            devices.select_device(name)
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -24,10 +24,48 @@ def test_bfloat16_is_for_gpus_that_have_it(native, monkeypatch):
     """A T4, V100 or P100 only emulates it, slowly."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
-    assert runs.environment(torch.device("cuda"))["type"] == ("bfloat16" if native else "float32")
-    assert runs.environment(torch.device("cpu"))["type"] == "float32"
-    with utils.autocast(torch.device("cpu")):
+    assert devices.environment(torch.device("cuda"))["type"] == ("bfloat16" if native else "float32")
+    assert devices.environment(torch.device("cpu"))["type"] == "float32"
+    with devices.autocast(torch.device("cpu")):
         assert not torch.is_autocast_enabled("cpu")
+
+
+def rates(schedule, epochs, steps, aucs):
+    """The learning rate at the end of each epoch, before `after_epoch`, until the schedule is done."""
+    seen = []
+    for auc in aucs[:epochs]:
+        if schedule.done:
+            break
+        for _ in range(steps):
+            schedule.optimizer.step()
+            schedule.after_step()
+        seen.append(schedule.lr)
+        schedule.after_epoch(auc)
+    return seen
+
+
+def test_one_cycle_is_adamw_whose_rate_rises_and_falls_by_the_step():
+    schedule = utils.OneCycle([torch.nn.Parameter(torch.zeros(1))], 0.003, 0.05, steps=12)
+    seen = rates(schedule, 12, 1, [0.5] * 12)
+    assert max(seen) == seen[2] and 0.0025 < seen[2] < 0.003 and seen[2:] == sorted(seen[2:], reverse=True)
+    assert seen[-1] == pytest.approx(0.003 / 25 / 1e4)  # a 10,000th of where it began, a 25th of the highest
+    (group,) = schedule.optimizer.param_groups
+    assert group["decoupled_weight_decay"] and group["weight_decay"] == 0.05
+
+
+def test_cosine_is_sgd_whose_rate_falls_by_the_epoch():
+    schedule = utils.Cosine([torch.nn.Parameter(torch.zeros(1))], 0.1, 0.9, 3e-4, epochs=4)
+    assert rates(schedule, 4, 3, [0.5] * 4) == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
+    (group,) = schedule.optimizer.param_groups
+    assert group["momentum"] == 0.9 and group["weight_decay"] == 3e-4
+
+
+def test_plateau_is_adam_whose_rate_falls_without_a_better_auc_until_it_is_done():
+    schedule = utils.Plateau([torch.nn.Parameter(torch.zeros(1))], 1e-6, patience=1, lr_stop=1e-7)
+    # The first epoch is the best, the next changes nothing, the third divides; then every second epoch does.
+    assert rates(schedule, 50, 3, [0.5] * 50) == pytest.approx([1e-6] * 3 + [1e-7] * 2)
+    better = utils.Plateau([torch.nn.Parameter(torch.zeros(1))], 1e-6, patience=1, lr_stop=1e-7)
+    assert rates(better, 9, 3, [0.1 * k for k in range(9)]) == [1e-6] * 9
 
 
 class Grey(torch.nn.Module):
