@@ -24,8 +24,8 @@ from support.settings import check_choice, check_numbers, check_switches, start
 from visualize import draw_run
 
 DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
-DATA = "data"  # folder of the prepared sets
-OUT = "."  # everything this run writes lies below it
+DATA = "data"  # folder of the prepared sets, from that of this script
+OUT = "."  # everything this run writes lies below it, from where the command is run
 FRESH = False  # True: move an old run of this name aside and start again from the first epoch
 SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps

@@ -27,8 +27,8 @@ from visualize import draw_run
 SECOND_ORDER = False  # False: first order, ξ = 0; True: second order, ξ = the learning rate of w
 EXACT_PRODUCT = False  # second order only; False: the paper's finite differences (eq. 8); True: differentiate twice
 DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
-DATA = "data"  # folder of the prepared sets
-OUT = "."  # everything this run writes lies below it
+DATA = "data"  # folder of the prepared sets, from that of this script
+OUT = "."  # everything this run writes lies below it, from where the command is run
 FRESH = False  # True: move an old run of this name aside and start again from the first epoch
 SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps

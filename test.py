@@ -34,7 +34,7 @@ PREDICTIONS = []  # NAME=FILE.csv: another model's column, from `Image Index` an
 FILMS = ""  # folder of films (PNG, JPEG) without labels, to be scored by every network
 FILMS_ANYWAY = False  # True: score real FILMS, too, with networks that know synthetic ones only: that means nothing
 DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
-DATA = "data"  # folder of the prepared sets
+DATA = "data"  # folder of the prepared sets, from that of this script
 OUT = "."  # weights are read from below it, results written below it
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 BATCH_SIZE = 64  # films

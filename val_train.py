@@ -27,8 +27,8 @@ from visualize import draw_run
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
 GENOTYPE = ""  # another cell instead: a file, Genotype(...), "random" (by SEED), or a name in genotypes.PUBLISHED
 DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
-DATA = "data"  # folder of the prepared sets
-OUT = "."  # everything this run reads from a search, and writes, lies below it
+DATA = "data"  # folder of the prepared sets, from that of this script
+OUT = "."  # what this run reads from a search, and what it writes, lies below it
 FRESH = False  # True: move an old run of this name aside and start again from the first epoch
 SEED = 0  # any integer
 DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps

@@ -139,6 +139,8 @@ def parse_settings(script, argv=None, find_preset=None, recipes=()):
     settings = {name.lower(): value for name, (value, _) in constants.items()} | given
     for name in ("out", "data"):
         settings[name] = os.path.expanduser(settings[name])
+    if "data" not in given:  # the project's own, wherever the command is run
+        settings["data"] = os.path.join(os.path.dirname(os.path.abspath(script)), settings["data"])
     if "preset" in settings:
         settings["preset"] = settings["preset"] or find_preset(settings["data"], settings["dataset"])
     for name, value in settings.items():

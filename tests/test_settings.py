@@ -35,7 +35,7 @@ COSINE_LR = 0.1  # of cosine
 COSINE_MOMENTUM = 0.9  # of cosine
 PLATEAU_LR = 0.3  # of plateau
 DATASET = "phantom"  # which set
-DATA = "~/data"  # where it is
+DATA = "sets"  # where it is
 OUT = "."  # where to write
 FILES = []  # NAME=FILE
 lower = 3
@@ -55,11 +55,12 @@ def parse(script, *argv, preset="slow"):
 
 
 def test_settings_are_the_constants_and_each_is_an_option(script):
-    of_both = {"dataset": "phantom", "data": os.path.expanduser("~/data"), "out": "."}
+    of_both = {"dataset": "phantom", "data": str(script.parent / "sets"), "out": "."}
     assert vars(parse(script)) == of_both | {
         "name": "phantom", "order": False, "preset": "slow", "rate": 6e-3, "epochs": 8, "clip": True,
         "recipe": "cosine", "cosine_lr": 0.1, "cosine_momentum": 0.9, "files": [],
     }  # fmt: skip
+    assert parse(script, "--data", "~/sets").data == os.path.expanduser("~/sets")
     given = "--order --rate 1 --epochs 3 --no-clip --name x --files=a=b --files=c=d --recipe plateau --plateau-lr 5"
     assert vars(parse(script, *given.split())) == of_both | {
         "name": "x", "order": True, "preset": "slow", "rate": 1, "epochs": 3, "clip": False,
