@@ -1,4 +1,4 @@
-"""How far a run is: progress as a bar or as lines, and the means of the losses."""
+"""How far a run is: progress as a bar or as lines, means of the losses, an epoch's line, TensorBoard's curves."""
 
 import math
 import sys
@@ -74,3 +74,19 @@ class Losses:
     def load_state_dict(self, state):
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.counts = dict(state["counts"])
+
+
+def format_row(numbers):
+    """{name: number or None} as two lines for people: the names of the columns, and the numbers below them."""
+    head = {name: f"{name:>7}" for name in numbers}
+    cells = {n: "–" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for n, v in numbers.items()}
+    return "  ".join(head.values()), "  ".join(f"{cells[name]:>{len(head[name])}}" for name in numbers)
+
+
+def open_curves(folder, epochs):
+    """TensorBoard's writer, or None without that package. It hides points after `epochs`: their work is done again."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # not at the top: few have it, and it takes a second
+    except ImportError:
+        return None
+    return SummaryWriter(folder, purge_step=epochs + 1)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from support import ranks
 from support.devices import environment
 from support.files import InputError, load_state, lock, save_state, write
-from support.progress import Losses, progress
+from support.progress import Losses, format_row, open_curves, progress
 
 LOG_EVERY = 10  # steps between readings of the loss, and between the ranks' asking each other whether to stop
 CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
@@ -84,7 +84,6 @@ class Run:
         """
         self.folder, self._device, self._product = Path(folder), device, product
         self._checkpoint, self._before = self.folder / "checkpoint.pt", self.folder / "checkpoint_before.pt"
-        self._spare = self._before
         self._started = self._saved_at = time.perf_counter()
         self._signal = 0  # the number of the signal that asked this rank to stop
         values = {name: value for name, value in vars(settings).items() if name not in WITHOUT_EFFECT}
@@ -154,8 +153,6 @@ class Run:
         """The last checkpoint that is whole, or None. Raises InputError where all are damaged."""
         there = [path for path in (self._checkpoint, self._before) if path.exists()]
         for path in there:
-            # The next checkpoint must not put a damaged one in the place of the good one.
-            self._spare = self._before if path == self._checkpoint else None
             try:
                 saved = dict(load_state(path))
             except Exception as error:  # whatever zipfile and torch raise for a damaged file
@@ -163,6 +160,8 @@ class Run:
                 continue
             if saved.get("format") != FORMAT:
                 raise InputError(f"{path} is of another version of this project: finish it there, or pass --fresh")
+            if path == self._before:  # a damaged one must not come into its place when the next one is written
+                self._checkpoint.unlink(missing_ok=True)
             return saved
         if there:
             raise InputError(f"{self.folder}: its checkpoints are damaged: move the old run aside with --fresh")
@@ -188,9 +187,7 @@ class Run:
                     os.truncate(path, min(path.stat().st_size, lengths.get(path.name, 0)))
             self._curves = open_curves(self.folder, self._progress["epoch"])
         if self.new:
-            here = self._environment
-            several = f", {here['ranks']} ranks" if here["ranks"] > 1 else ""
-            self.log(f"on {here['device']}, {here['type']}, {self._threads()}{several}")
+            self.log("on {device}, {type}, threads: {threads}, ranks: {ranks}".format_map(self._environment))
         else:
             self.log(f"continued after epoch {self._progress['epoch']}, step {self._progress['step']}")
             there = self._saved["record"]["environment"]
@@ -198,10 +195,6 @@ class Run:
                 self.log(f"warning: {name} was {there[name]!r}, is {self._environment[name]!r}: the result may differ")
         self._saved = None  # frees its memory
         self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _threads(self):
-        number = self._environment["threads"]
-        return f"{number} thread{'s' * (number > 1)}"
 
     # --- Under way
 
@@ -213,7 +206,7 @@ class Run:
     def steps(self, total):
         """The steps that are left of the epoch; after each, the run may leave if asked to, or write a checkpoint."""
         first = self._progress["step"]
-        bar = progress(range(first, total), f"epoch {self._progress['epoch'] + 1}, {self._threads()}", total, first)
+        bar = progress(range(first, total), f"epoch {self._progress['epoch'] + 1}", total, first)
         for step in bar:
             yield step
             self._progress["step"] = step + 1
@@ -284,13 +277,12 @@ class Run:
             kept = {n: v.detach().to("cpu", copy=True) if isinstance(v, torch.Tensor) else v for n, v in keep.items()}
             done["best"] = {"epoch": done["epoch"], "val_auc": auc, "kept": kept}
         self._losses.begin_epoch()
-        columns = {"epoch": done["epoch"]} | losses | {"val_auc": auc} | shown
+        shown = {"epoch": done["epoch"]} | losses | {"val_auc": auc} | shown
+        head, line = format_row(shown)
         if done["epoch"] == 1:
-            self.log("  ".join(f"{name:>7}" for name in columns))
-        cells = ["–" if v is None else f"{v:.4g}" if isinstance(v, float) else f"{v}" for v in columns.values()]
-        line = "  ".join(f"{cell:>{max(7, len(name))}}" for name, cell in zip(columns, cells, strict=True))
+            self.log(head)
         self.log(line + "  best so far" * best)
-        row = columns | stored | {"seconds": round(self._seconds(), 1)}
+        row = shown | stored | {"seconds": round(self._seconds(), 1)}
         if ranks.rank() == 0:
             self._append("metrics.jsonl", json.dumps(row))
         if self._curves is not None:
@@ -332,8 +324,7 @@ class Run:
             name: item.get_state() if isinstance(item, torch.Generator) else item.state_dict()
             for name, item in self._stateful.items()
         }
-        save_state(self._checkpoint, state, self._spare)
-        self._spare = self._before
+        save_state(self._checkpoint, state, self._before)
         if finished:  # in the place of the one before, which still has the optimizer
             save_state(self._before, state)
         self._write_outputs(finished)
@@ -353,12 +344,3 @@ class Run:
             except Exception:  # missing, or damaged: whatever zipfile and torch raise
                 weights = {"weights": best["kept"], "epoch": best["epoch"], "val_auc": best["val_auc"]}
                 save_state(self._product, weights | {"settings": self._record["settings"]})
-
-
-def open_curves(folder, epochs):
-    """TensorBoard's writer, or None without that package. It hides points after `epochs`: their work is done again."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # not at the top: few have it, and it takes a second
-    except ImportError:
-        return None
-    return SummaryWriter(folder, purge_step=epochs + 1)

@@ -195,7 +195,7 @@ def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch
         error = capsys.readouterr().err
         assert "\r" not in error and len(error.splitlines()) >= lines and bool(lines) == bool(error)
     assert re.search(
-        r"^epoch 1, 1 thread: 2 of 3, train_loss=0\.\d{4}, alpha_loss=0\.\d{4}, \d\d:\d\d left$", error, re.MULTILINE
+        r"^epoch 1: 2 of 3, train_loss=0\.\d{4}, alpha_loss=0\.\d{4}, \d\d:\d\d left$", error, re.MULTILINE
     ), error
 
 
