@@ -1,8 +1,8 @@
 """Genotypes: a cell written down as data (Liu, Simonyan, Yang, "DARTS", ICLR 2019, arXiv 1806.09055).
 
 A cell has two input nodes, 0 and 1 (the outputs of the two cells before it), and four intermediate nodes,
-2 to 5. A genotype lists, node by node, the two edges that each intermediate node keeps as pairs
-(operation, source node); the cell's output is the concatenation of the nodes in `*_concat`.
+2 to 5. A genotype lists, node by node, the two edges that an intermediate node keeps, each as a pair
+(operation, source node). The cell's output is the concatenation of the nodes in `*_concat`.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from support.calls import find_call, shown
 from support.files import InputError, read_text, write
+from support.genotype_text import choose_genotype, read_genotype, shown
 
 # The candidate operations of the paper's section 3.1, in the order of its authors' code and of the columns of α.
 PRIMITIVES = (
@@ -22,14 +22,14 @@ PRIMITIVES = (
 )  # fmt: skip
 
 INPUT_NODES = 2
-NODES = 4  # intermediate nodes ...
-INTERMEDIATE = range(INPUT_NODES, INPUT_NODES + NODES)  # ... and their numbers
-EDGES_PER_NODE = 2  # kept by the derivation
+NODES = 4  # intermediate nodes
+INTERMEDIATE = range(INPUT_NODES, INPUT_NODES + NODES)  # their numbers
+EDGES_PER_NODE = 2  # how many the derivation keeps
 
 # The rows of α: edge (source i, node j), node by node.
 EDGES = tuple((i, j) for j in INTERMEDIATE for i in range(j))
 
-MAX_FILE = 10_000_000  # bytes; it may be a whole log
+MAX_FILE = 10_000_000  # bytes of a file that a genotype is read from; it may be a whole log
 
 
 class Genotype(NamedTuple):
@@ -57,7 +57,7 @@ def derive(alphas_normal, alphas_reduce):
             incoming = []
             for (source, target), row in zip(EDGES, weights, strict=True):
                 if target == node:
-                    best = max(range(1, len(PRIMITIVES)), key=row.__getitem__)  # 0 is `none`; first of equals
+                    best = max(range(1, len(PRIMITIVES)), key=row.__getitem__)  # the first of equals; 0 is `none`
                     incoming.append((-row[best], source, PRIMITIVES[best]))
             pairs += [(op, source) for _, source, op in sorted(incoming)[:EDGES_PER_NODE]]
         return pairs
@@ -77,11 +77,11 @@ def edge_entropy(logits):
 
 
 def diagnostics(genotype, logits_normal, logits_reduce):
-    """How a search stands, and whether it collapses: plain numbers, one dict. genotype: what `derive` makes of α.
+    """Numbers that show how far a search has decided, and whether it collapses to skip connections: a dict.
 
-    logits_*: α / τ, as the softmax gets it.
-    entropy_*: mean of `edge_entropy`: ln 8 = 2.08 where nothing is decided, 0 where all is.
-    skips, pools: how many of the 16 edges of the genotype's two cells are skip connections, and pools.
+    genotype: what `derive` makes of α. logits_*: α / τ, as the softmax gets it, shape (edges, operations).
+    entropy_*: the mean of `edge_entropy`, ln 8 = 2.08 where all operations weigh the same, 0 where one has all weight.
+    skips, pools: how many of the 16 edges of the genotype's two cells are skip connections, and how many are pools.
     """
     state = {}
     for kind, logits in (("normal", logits_normal), ("reduce", logits_reduce)):
@@ -92,7 +92,7 @@ def diagnostics(genotype, logits_normal, logits_reduce):
 
 def random_genotype(seed):
     """A cell drawn uniformly: per node two different earlier nodes, per edge any operation but `none`."""
-    rng = random.Random(seed % 2**64)  # which takes the absolute value of a negative seed
+    rng = random.Random(seed % 2**64)  # Random itself would draw the same for -seed as for seed
 
     def cell():
         pairs = []
@@ -105,10 +105,10 @@ def random_genotype(seed):
 
 
 def check_genotype(genotype):
-    """Raise InputError, saying what is wrong, unless `genotype` describes two cells that can be built."""
+    """Raise InputError, saying what does not fit first, unless `genotype` describes two cells that can be built."""
+    expected = EDGES_PER_NODE * NODES
     for kind in ("normal", "reduce"):
-        pairs, concat = getattr(genotype, kind), getattr(genotype, kind + "_concat")
-        expected = EDGES_PER_NODE * NODES
+        pairs, concat = getattr(genotype, kind), getattr(genotype, f"{kind}_concat")
         if not isinstance(pairs, list) or len(pairs) != expected:
             there = f"a list of {len(pairs)}" if isinstance(pairs, list) else shown(pairs)
             raise InputError(f"{kind} must be a list of {expected} (operation, node) pairs, two per node, not {there}")
@@ -117,34 +117,58 @@ def check_genotype(genotype):
             if not (isinstance(pair, tuple) and len(pair) == 2):
                 raise InputError(f"{kind}[{k}] must be an (operation, node) pair, not {shown(pair)}")
             op, source = pair
-            if op not in PRIMITIVES or op == "none":
+            if op not in PRIMITIVES[1:]:
                 raise InputError(f"{kind}[{k}]: unknown operation {shown(op)}; known: {', '.join(PRIMITIVES[1:])}")
-            if type(source) is not int or not 0 <= source < node:
+            if source not in range(node):
                 raise InputError(f"{kind}[{k}]: node {node} can take nodes 0 to {node - 1}, not {shown(source)}")
             if k % EDGES_PER_NODE and source == pairs[k - 1][1]:
                 raise InputError(f"{kind}[{k}]: node {node} takes node {source} twice")
-        if not (
-            isinstance(concat, list)
-            and concat
-            and all(type(node) is int and node in INTERMEDIATE for node in concat)
-            and len(set(concat)) == len(concat)
-        ):
+        distinct = isinstance(concat, list) and all(n in INTERMEDIATE and concat.count(n) == 1 for n in concat)
+        if not distinct or not concat:
             raise InputError(f"{kind}_concat must list different intermediate nodes, not {shown(concat)}")
+
+
+class Found(NamedTuple):
+    """A genotype from a text; the name in front of it, or ""; a line that says which of several it is, or ""."""
+
+    genotype: Genotype
+    name: str
+    choice: str
+
+
+def find_genotype(text, source):
+    """The genotype in a text, whatever stands around it (`support.genotype_text`), as `Found`.
+
+    source: what messages call the text. Raises InputError, in one line, for the first thing that does not fit.
+    """
+    written, name, which = choose_genotype(text, source)
+    where = f"{source}: {which}" if which else source
+    try:
+        genotype = Genotype(**read_genotype(written, Genotype._fields))
+        check_genotype(genotype)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return Found(genotype, name, which and f"{where} is taken")
+
+
+def parse_genotype(text):
+    """The genotype in a text. Raises InputError."""
+    return find_genotype(text, "genotype").genotype
+
+
+def open_genotype(path):
+    """The genotype in a file, as `Found`. Raises InputError with one line that names the file and the problem."""
+    return find_genotype(read_text(path, MAX_FILE), path)
+
+
+def load_genotype(path):
+    """The genotype in a file. Raises InputError as `open_genotype` does."""
+    return open_genotype(path).genotype
 
 
 def format_genotype(genotype):
     """The one line `genotype = Genotype(normal=[...], ...)` of genotype.txt, without a line break."""
     return f"genotype = {genotype!r}"
-
-
-def parse_genotype(text):
-    """The genotype in a text, read as data (`find_genotype`). Raises InputError."""
-    return find_genotype(text, "genotype").genotype
-
-
-def load_genotype(path):
-    """The genotype in a file. Raises InputError with one line that names the file and the problem."""
-    return open_genotype(path).genotype
 
 
 def save_genotype(path, genotype):
@@ -162,7 +186,7 @@ def _cells(normal, reduce):
     return Genotype(pairs(normal), list(INTERMEDIATE), pairs(reduce), list(INTERMEDIATE))
 
 
-# Cells known by name: `val_train.py --genotype NAME` trains them.
+# Cells that `val_train.py --genotype NAME` trains.
 PUBLISHED = {
     # The paper's cells for CIFAR-10, as its authors' code names them: found by the first order ...
     "DARTS_V1": _cells(
@@ -190,94 +214,42 @@ PUBLISHED = {
 
 # --- What --genotype says
 
-# Names of networks that the scripts give themselves.
-TAKEN = re.compile(r"chexnet|first_order|second_order|random_-?\d+", re.IGNORECASE)
+# Names that the scripts themselves give to networks, and names of weights files.
+TAKEN = re.compile(r"chexnet|first_order|second_order|random_-?\d+|.*_net\.pth", re.IGNORECASE)
 
-# Files whose names say nothing: their network is called as the folder, with this at the end.
+# The network of a file with one of these names is named after the file's folder, with this ending.
 OF_FOLDER = {"genotype": "", "genotype_last": "_last", "log": "_log"}
 
 
 def given_genotype(given):
-    """What a file or a text with a genotype says: the name of its network, safe as a file name, and a `Found`.
+    """The genotype in a file or a text, as (the name of its network, `Found`). The name is safe as a file name.
 
     given: the path or the text. Raises InputError.
     """
     if os.path.exists(given):
-        found, name, remedy = open_genotype(given), _name_of_file(Path(given)), "rename the file"
+        found, remedy = open_genotype(given), "rename the file"
+        path = Path(given.removesuffix(".gz"))
+        name = path.parent.resolve().name + OF_FOLDER[path.stem] if path.stem in OF_FOLDER else path.stem
     elif "Genotype(" in given:
         found = find_genotype(given, "--genotype")
         name, remedy = found.name, "write another NAME = Genotype(...)"
-        if not name or name.rpartition(".")[2].lower() == "genotype":
+        if name in ("", "genotype"):
             name = "cell_" + hashlib.sha256(format_genotype(found.genotype).encode()).hexdigest()[:8]
     else:
         known = ", ".join(["random", *PUBLISHED])
         raise InputError(f"genotype {shown(given)}: no such file, no 'Genotype(...)', and not one of {known}")
+    published = {known.lower(): cell for known, cell in PUBLISHED.items()}
     try:
         check_name(name)
+        if TAKEN.fullmatch(name) or published.get(name.lower(), found.genotype) != found.genotype:
+            raise InputError(f"its network would be called {name}, which is taken")
     except InputError as error:
         raise InputError(f"genotype {shown(given)}: {error}: {remedy}") from None
-    published = {known.lower(): genotype for known, genotype in PUBLISHED.items()}
-    if name.lower().removesuffix(".pth").endswith("_net"):
-        raise InputError(f"genotype {shown(given)}: a weights file is called so, not a network: {remedy}")
-    if TAKEN.fullmatch(name) or published.get(name.lower(), found.genotype) != found.genotype:
-        raise InputError(f"genotype {shown(given)}: its network would be called {name}, which is taken: {remedy}")
     return name, found
 
 
 def check_name(name):
-    """Raise InputError unless a network may be called so: its name is that of files, columns and lines of a plot."""
+    """Raise InputError unless a network may have this name, which names files, columns and lines of a plot, too."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{,63}", name):
         rule = "1 to 64 of a-z, A-Z, 0-9, '_', '-' and '.' (not in front)"
         raise InputError(f"a network's name has {rule}, not {shown(name)}")
-
-
-def _name_of_file(path):
-    """What the network of a genotype file is called; "" where its folder has to name it and has no name (`/`)."""
-    stem = Path(path.name.removesuffix(".gz")).stem
-    if stem.lower() not in OF_FOLDER:
-        return stem
-    folder = path.parent.resolve().name
-    return folder and folder + OF_FOLDER[stem.lower()]
-
-
-def open_genotype(path):
-    """What `find_genotype` finds in a file. Raises InputError with one line that names the file and the problem."""
-    return find_genotype(read_text(path, MAX_FILE), path)
-
-
-class Found(NamedTuple):
-    """A genotype in a text; the name in front of it there, or ""; a line on how it was chosen, "" for the only one."""
-
-    genotype: Genotype
-    name: str
-    choice: str
-
-
-def find_genotype(text, source):
-    """The genotype in a text, whatever stands around it (`support.calls.find_call`), as `Found`.
-
-    source: what messages call the text. Raises InputError with one line on the first thing that does not fit.
-    """
-    which = ""
-    try:
-        call = find_call(text, "Genotype", Genotype._fields, PRIMITIVES)
-        which = call.which
-        parts = {name: v if name.endswith("concat") else _pairs(v, name) for name, v in call.parts.items()}
-        check_genotype(genotype := Genotype(**parts))
-    except InputError as error:
-        raise InputError(f"{source}: {which}: {error}" if which else f"{source}: {error}") from None
-    return Found(genotype, call.name, f"{source}: {which} is taken" if which else "")
-
-
-def _pairs(value, kind):
-    """[(operation, node), ...] from pairs in a row, or node by node, as pt.darts prints them. Raises InputError."""
-    if not isinstance(value, list):
-        return value
-    if value and all(isinstance(group, list) and all(isinstance(pair, list) for pair in group) for group in value):
-        if len(value) != NODES:
-            raise InputError(f"{kind} must have {NODES} nodes, not {len(value)}")
-        for node, group in enumerate(value, start=INPUT_NODES):
-            if len(group) != EDGES_PER_NODE:
-                raise InputError(f"{kind}: node {node} must have {EDGES_PER_NODE} pairs, not {len(group)}")
-        value = [pair for group in value for pair in group]
-    return [tuple(pair) if isinstance(pair, list) else pair for pair in value]
