@@ -8,7 +8,6 @@ has one at its very end.
 
 import gzip
 import io
-import os
 import re
 import struct
 import tarfile
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import requests
-from PIL import Image
 from remotezip import RemoteIOError, RemoteZip, RemoteZipError
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
+from data.films import is_whole, walk
 from support.files import InputError
 
 # The mirror has the films, the label table and the lists.
@@ -80,29 +79,6 @@ def list_names(source):
 
 
 # --- A folder of films
-
-
-def walk(folder):
-    """The paths of all files below `folder`. Links are followed, as Kaggle's folders often are; each folder once."""
-    seen = {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        places = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
-        folders[:] = [name for name, place in places.items() if place not in seen]
-        seen.update(places.values())
-        yield from (Path(parent) / name for name in sorted(names))
-
-
-def is_whole(file, form=None):
-    """Whether a film is whole: a PNG by its checksums, at which decoding does not look.
-
-    form: the mode and size that it must have, ("L", (256, 256)); None: any.
-    """
-    try:
-        with Image.open(file) as film:
-            film.verify()
-        return form in (None, (film.mode, film.size))
-    except Exception:  # no file, or a broken one, which may raise SyntaxError, zlib.error, struct.error, ...
-        return False
 
 
 def read_files(folder, paths, wants):

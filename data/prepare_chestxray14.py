@@ -31,9 +31,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data import fetch_chestxray14 as fetch
+from data.films import reduce_film
 from data.labels_chestxray14 import LISTS, TABLE, assign_splits, key, original_split, read_labels, some
 from dataset import SPLITS, format_counts, write_set
 from support.files import InputError, lock, write
@@ -44,52 +45,12 @@ OUT = Path(__file__).resolve().parent  # the set's folder is made here
 NAME = "chestxray14"  # the set's folder
 SIZE = 256  # height and width of a prepared film, px
 SEED = 0  # any integer >= 0; another seed draws other patients into val (without lists, into test, too)
-FILTER = Image.Resampling.LANCZOS  # keeps thin lines (a pleural edge) sharpest; 5 of a film's 15 ms, BOX takes 1
-DARK = 64  # a film of which 99 % is below this grey value was made with a wrong range; the least in nih10k is 121
 
 UNFINISHED = "unfinished_"  # begins the names of folders that a killed run leaves behind
 CITATION = (
     "NIH Clinical Center, ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315), "
     "https://nihcc.app.box.com/v/ChestXray-NIHCC, free to use with this attribution"
 )
-
-
-# --- One film
-
-
-def scale_grey(film):
-    """A film of more than 8 bits, scaled to 8: by 10, 12, 14 or 16 bits, the least that hold its values.
-
-    Detectors have 10 to 14 bits, and a DICOM file that was converted to 16 often keeps their values. convert("L")
-    would cut them off. Raises ValueError for other values, such as shares of 1.
-    """
-    values = np.asarray(film)
-    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"grey values of type {values.dtype} from {values.min()} to {values.max()}, not 0 to 65535")
-    white = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
-    return Image.fromarray(((values.astype(np.int64) * 255 + white // 2) // white).astype(np.uint8))
-
-
-def reduce_film(file, size):
-    """A film of any mode -> its grey values, uint8 (size, size).
-
-    Colours become luma, transparency is ignored, 16-bit grey is scaled by the bits that it uses; a film that is not
-    square is centred on black, so that anatomy keeps its shape. Antialiased, in whole numbers: the same on every
-    platform. Raises OSError for a film that does not decode, is smaller than `size` (it is never enlarged), or is
-    nearly black but for a few pixels, such as a marker.
-    """
-    try:
-        with Image.open(file) as film:
-            small = max(film.size) < size
-            if not small:
-                film = scale_grey(film) if film.mode[0] in "IF" else film.convert("L")
-    except Exception as error:  # a broken file may raise anything: SyntaxError, zlib.error, struct.error, ...
-        raise OSError(f"the film does not decode: {error}") from None
-    if small:
-        raise OSError(f"the film is smaller than {size} px: choose a smaller --size")
-    if sum(film.histogram()[DARK:]) < 0.01 * film.width * film.height:
-        raise OSError(f"the film is nearly black: 99 % of its grey values are below {DARK} of 255")
-    return np.asarray(ImageOps.pad(film, (size, size), method=FILTER))
 
 
 # --- Films on their way into a set
