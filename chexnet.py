@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models import DenseNet121_Weights, densenet121
 
 import utils
@@ -63,8 +64,12 @@ class CheXNet(nn.Module):
     def classifier(self):
         return self.densenet.classifier
 
+    def features(self, films):
+        """The last feature map, after its ReLU: films (B, 3, H, W) -> (B, 1024, H/32, W/32)."""
+        return F.relu(self.densenet.features(films.contiguous(memory_format=torch.channels_last)), inplace=True)
+
     def forward(self, films):
-        return self.densenet(films.contiguous(memory_format=torch.channels_last))
+        return self.classifier(F.adaptive_avg_pool2d(self.features(films), 1).flatten(1))
 
 
 def load_imagenet_weights(densenet, folder):

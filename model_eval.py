@@ -74,9 +74,16 @@ class Network(nn.Module):
         kept = torch.rand(shape, generator=generator, device=device) >= probability
         return kept / (1 - probability)
 
-    def forward(self, films, keep=None):
-        """films (B, 3, H, W), height and width multiples of 32, keep: see `drop_path` -> logits (B, classes)."""
+    def features(self, films, keep=None):
+        """The last cell's output: films (B, 3, H, W), H and W multiples of 32 -> (B, channels, H/32, W/32).
+
+        keep: drop-path factors of `drop_path`, or None.
+        """
         s0 = s1 = self.stem(films.contiguous(memory_format=torch.channels_last))
         for k, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, None if keep is None else keep[:, k])
-        return self.classifier(self.pool(s1).flatten(1))
+        return s1
+
+    def forward(self, films, keep=None):
+        """films and keep as `features` takes them -> logits (B, classes)."""
+        return self.classifier(self.pool(self.features(films, keep)).flatten(1))
