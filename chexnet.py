@@ -16,13 +16,13 @@ from torchvision.models import DenseNet121_Weights, densenet121
 
 import utils
 from dataset import Films, Sampler, find_preset, open_set
+from report.figures import draw_run
 from scores import evaluate
 from support import ranks
 from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
 from support.runs import Run
 from support.settings import check_choice, check_numbers, check_switches, start
-from visualize import draw_run
 
 DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets, from that of this script

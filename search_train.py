@@ -17,12 +17,12 @@ from architect import Architect
 from dataset import Films, Sampler, find_preset, open_set
 from genotypes import diagnostics, format_genotype
 from model_search import Network
+from report.figures import draw_run
 from scores import evaluate
 from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
 from support.runs import Run
 from support.settings import check_numbers, check_switches, start
-from visualize import draw_run
 
 SECOND_ORDER = False  # False: first order, ξ = 0; True: second order, ξ = the learning rate of w
 EXACT_PRODUCT = False  # second order only; False: the paper's finite differences (eq. 8); True: differentiate twice

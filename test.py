@@ -17,16 +17,16 @@ import torch
 
 import model_eval
 import utils
-import visualize
 from chexnet import CheXNet
 from dataset import FINDINGS, Films, open_set
 from genotypes import parse_genotype
-from own_films import open_own_films, score_own_films
-from page import write_page
+from report import figures
+from report.own_films import open_own_films, score_own_films
+from report.page import write_page
+from report.predictions import read_predictions, write_predictions
 from scores import AVERAGE, BASELINE, COSTS, auc_table, format_table, notes, write_scores
 from support.devices import select_device
 from support.files import InputError, load_state, lock, write
-from support.predictions import read_predictions, write_predictions
 from support.settings import start
 
 SECOND_ORDER = False  # which order's network comes first: False: first order, True: second order, which must be there
@@ -119,29 +119,29 @@ def read_others(items, taken, films):
 def draw(folder, table, films, probabilities, networks):
     """ROC curves, the table as dots, and for each finding a film that has it, with what two networks made of it.
 
-    Returns {network: (films, maps, texts)} of the two, as `visualize.draw_activation` takes them.
+    Returns {network: (films, maps, texts)} of the two, as `figures.draw_activation` takes them.
     """
     labels = films.labels.cpu().numpy()
     shown = {name: name.replace("$", "\\$") for name in probabilities}  # Matplotlib would take it for a formula,
     shown |= {name: f" {text}" for name, text in shown.items() if text[0] == "_"}  # and leave it out of legends
     scores = {text: probabilities[name] for name, text in shown.items()}
-    visualize.draw_roc(folder / "roc.png", labels, scores, FINDINGS)
+    figures.draw_roc(folder / "roc.png", labels, scores, FINDINGS)
     scores = {text: table.loc[name, ["auc", "low", "high"]].to_numpy() for name, text in shown.items()}
-    visualize.draw_auc(folder / "auc.png", scores, [*FINDINGS, AVERAGE])
+    figures.draw_auc(folder / "auc.png", scores, [*FINDINGS, AVERAGE])
 
     present = [k for k in range(len(FINDINGS)) if labels[:, k].any()]
     index = torch.tensor([int(labels[:, k].argmax()) for k in present])  # the first film with the finding
     grey = films.whole(index.to(films.labels.device))
     batch, grey = films.normalise(grey), grey.round().byte().cpu().numpy()
     found = ["|".join(f for f, label in zip(FINDINGS, labels[i], strict=True) if label) for i in index.tolist()]
-    visualize.draw_activation(folder / "films.png", grey, [None] * len(grey), found)
+    figures.draw_activation(folder / "films.png", grey, [None] * len(grey), found)
     drawn = {}
     for name in [name for k, name in enumerate(networks) if k == 0 or name == BASELINE]:
-        maps = visualize.class_activation(networks[name][0], batch)[torch.arange(len(present)), present]
+        maps = figures.class_activation(networks[name][0], batch)[torch.arange(len(present)), present]
         scores = probabilities[name][index.numpy(), present]
         texts = [f"{FINDINGS[k]}\n{score:.2f}" for k, score in zip(present, scores, strict=True)]
         drawn[name] = grey, maps.cpu().numpy(), texts
-        visualize.draw_activation(folder / f"activation_{name}.png", *drawn[name])
+        figures.draw_activation(folder / f"activation_{name}.png", *drawn[name])
     return drawn
 
 

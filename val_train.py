@@ -17,12 +17,12 @@ import utils
 from dataset import Films, Sampler, find_preset, open_set
 from genotypes import PUBLISHED, format_genotype, given_genotype, open_genotype, random_genotype
 from model_eval import Network
+from report.figures import draw_run
 from scores import evaluate
 from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
 from support.runs import Run, read_run
 from support.settings import check_choice, check_numbers, check_switches, start
-from visualize import draw_run
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
 GENOTYPE = ""  # another cell instead: a file, Genotype(...), "random" (by SEED), or a name in genotypes.PUBLISHED

@@ -10,7 +10,7 @@ from PIL import Image
 
 import test as table_script
 from dataset import FINDINGS, load_set, write_set
-from support.predictions import read_predictions
+from report.predictions import read_predictions
 from tests.test_scripts import files, run
 from tests.test_table import save_network
 
@@ -76,7 +76,7 @@ def test_a_film_of_the_set_is_scored_as_it_was_there(small_set, out, own, capsys
 def test_a_sheet_has_the_strongest_findings_with_their_maps(small_set, out, own, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "own_films.draw_activation", lambda path, films, maps, texts: drawn.append((films, maps, texts))
+        "report.own_films.draw_activation", lambda path, films, maps, texts: drawn.append((films, maps, texts))
     )
     score(small_set, out, own)
     assert len(drawn) == 3

@@ -14,15 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-import page
 import test as table_script
-import visualize
 from dataset import FINDINGS, load_set
 from genotypes import PUBLISHED, save_genotype
+from report import figures, page
 from scores import AVERAGE, read_scores
+from tests.test_figures import search_rows, write_rows
 from tests.test_scripts import run
 from tests.test_table import save_network
-from tests.test_visualize import search_rows, write_rows
 
 ALIEN = "<script>alert(1)</script> & $x$"  # a network's name
 FILM = 'a "<b>" & c.png'
@@ -81,7 +80,7 @@ def made(small_set, tmp_path_factory):
         save_network(out / "weights", name, data)
     search = write_rows(out / "search_first_order", search_rows())
     save_genotype(search / "genotype.txt", CELL)
-    visualize.draw_run(search)
+    figures.draw_run(search)
     (search / "settings.json").write_text(json.dumps({"settings": {"c": 123}, "environment": {"torch": "9.8.7"}}))
     (out / "own").mkdir()
     Image.fromarray(data.images[data.rows("test")[0]]).save(out / "own" / FILM)

@@ -13,8 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from dataset import FINDINGS
+from report.predictions import read_predictions, write_predictions
 from support.files import InputError
-from support.predictions import read_predictions, write_predictions
 
 FILMS = [f"0000000{k}_00{k % 2}.png" for k in range(6)]
 VALUES = np.random.default_rng(0).random((len(FILMS), len(FINDINGS)))

@@ -1,8 +1,8 @@
 """Draws the figure of the README: a mixed cell, the network of cells, a step of the search, the found cell.
 
-    python -m docs.summary Summary.png
+    python -m report.summary Summary.png
 
-Colours and boxes are those of visualize.py.
+Colours and boxes are those of report/figures.py.
 """
 
 import argparse
@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from genotypes import EDGES, INPUT_NODES, PUBLISHED
+from report.figures import FAINT, KIND, KINDS, NODE_NAMES, PALE, add_arrow, add_box, add_text, save_picture
 from support.settings import guarded
-from visualize import FAINT, KIND, KINDS, NODE_NAMES, PALE, add_arrow, add_box, add_text, save_picture
 
 WIDTH, HEIGHT = 9, 7.2  # inches; the axes measure in inches, too
 # Places of a cell's nodes in the order of NODE_NAMES, around (0, 0).

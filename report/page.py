@@ -15,9 +15,9 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from dataset import FINDINGS
+from report.figures import map_note, overlay
 from scores import AVERAGE, BASELINE, COSTS, partial_networks
 from support.files import write
-from visualize import map_note, overlay
 
 SHOWN = 20  # of one's own films, on the page; more would make it too large to open
 CHECKSUM = 12  # characters shown of it
@@ -30,7 +30,7 @@ def write_page(out, data, table, averaged, remarks, activations, own, networks):
     table       the frame of `scores.auc_table`
     averaged    the findings in the average, from there, too
     remarks     lines of text to stand under it
-    activations {network: (films, maps, texts)} as `visualize.draw_activation` takes them
+    activations {network: (films, maps, texts)} as `figures.draw_activation` takes them
     own         {name of one's own film: such a dict}, empty without any
     networks    {name: (network, what its weights file holds)}
     """

@@ -1,6 +1,6 @@
 """Every picture of the project. Colours differ in lightness, lines in marker or style: all survive print in grey.
 
-python visualize.py FOLDER    redraw the pictures of a run folder from its metrics.jsonl
+python -m report.figures FOLDER    redraw the pictures of a run folder from its metrics.jsonl
 """
 
 import argparse

@@ -12,12 +12,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
-import visualize
 from chexnet import CheXNet
 from dataset import FINDINGS
-from docs.summary import draw_summary
 from genotypes import EDGES, PRIMITIVES, format_genotype, random_genotype, save_genotype
 from model_eval import Network
+from report import figures
+from report.summary import draw_summary
 
 EPOCHS = 3
 pytestmark = pytest.mark.pictures
@@ -55,7 +55,7 @@ def check_picture(path):
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_covers_a_label_of_a_cell(seed):
     genotype = random_genotype(seed)
-    figure = visualize.cells_figure(genotype)
+    figure = figures.cells_figure(genotype)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # places the labels' boxes
     (axes,) = figure.axes
@@ -97,7 +97,7 @@ def test_mean_of_a_class_activation_is_the_logit_without_the_bias(name):
     torch.nn.init.normal_(network.classifier.bias)
     films = torch.randn(2, 3, 128, 128, dtype=torch.float64)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    maps = visualize.class_activation(network, films)
+    maps = figures.class_activation(network, films)
     assert not maps.requires_grad
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())  # BatchNorm's, too
     assert maps.shape == (2, len(FINDINGS), 4, 4)
@@ -111,22 +111,22 @@ def test_mean_of_a_class_activation_is_the_logit_without_the_bias(name):
 def test_a_map_has_a_scale_of_its_own_with_zero_in_the_middle():
     film = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     values = np.array([[0.0, 0.0], [-1.0, 2.0]])
-    shown = visualize.overlay(film, values).astype(int)
+    shown = figures.overlay(film, values).astype(int)
     assert shown.shape == (64, 64, 3)
     assert (shown[:16, :, :] == film[:16, :, None]).all()  # clear where the map is zero
-    assert (visualize.overlay(film, values * 2**-10) == shown).all()
+    assert (figures.overlay(film, values * 2**-10) == shown).all()
     red, blue = shown[..., 0], shown[..., 2]
     assert (red[50:, 50:] > blue[50:, 50:]).all() and (blue[50:, :14] > red[50:, :14]).all()  # raises, lowers
-    np.testing.assert_array_equal(visualize.overlay(film, -np.abs(values))[50:, 50:, 2] > 100, True)
-    assert (visualize.overlay(film, np.zeros((2, 2))) == film[:, :, None]).all()
-    grey = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in (visualize.LOWERS, visualize.RAISES)]
+    np.testing.assert_array_equal(figures.overlay(film, -np.abs(values))[50:, 50:, 2] > 100, True)
+    assert (figures.overlay(film, np.zeros((2, 2))) == film[:, :, None]).all()
+    grey = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in (figures.LOWERS, figures.RAISES)]
     assert grey[1] - grey[0] > 0.2  # print in grey tells them apart
 
 
 def test_coarse_maps_say_so():
     for shape, text in (((3, 2, 2), "2 × 2 values"), ((3, 1, 1), "one value only"), ((3, 7, 5), "7 × 5 values")):
-        assert text in visualize.map_note(np.zeros(shape))
-    assert "2 × 2" in visualize.map_note([None, np.zeros((2, 2))])
+        assert text in figures.map_note(np.zeros(shape))
+    assert "2 × 2" in figures.map_note([None, np.zeros((2, 2))])
 
 
 # --- Every picture
@@ -138,16 +138,16 @@ def test_results_films_and_summary(tmp_path):
     labels = rng.integers(0, 2, (60, len(FINDINGS)))
     labels[:, 0] = 0  # no positive film: n/a
     scores = {name: rng.random(labels.shape) + labels * 0.3 for name in ("first_order", "chexnet")}
-    visualize.draw_roc(tmp_path / "roc.png", labels, scores, FINDINGS)
+    figures.draw_roc(tmp_path / "roc.png", labels, scores, FINDINGS)
     middle = rng.uniform(0.6, 0.9, len(FINDINGS) + 1)
     middle[0] = np.nan
     table = {name: np.stack([middle, middle - 0.02, middle + 0.03], axis=1) for name in scores}
     table["chexnet"][1, 1] = middle[1] + 0.01  # of few resamples all may lie above
-    visualize.draw_auc(tmp_path / "auc.png", table, [*FINDINGS, "Average"])
+    figures.draw_auc(tmp_path / "auc.png", table, [*FINDINGS, "Average"])
     films = rng.integers(0, 256, (7, 64, 64), dtype=np.uint8)
     texts = ["No Finding"] * 6 + ["|".join(FINDINGS)]
-    visualize.draw_activation(tmp_path / "films.png", films, [None] * len(films), texts)
-    visualize.draw_activation(tmp_path / "activation.png", films, rng.normal(size=(7, 2, 2)), texts)
+    figures.draw_activation(tmp_path / "films.png", films, [None] * len(films), texts)
+    figures.draw_activation(tmp_path / "activation.png", films, rng.normal(size=(7, 2, 2)), texts)
     draw_summary(tmp_path / "Summary.png")
     for name in ("roc", "auc", "films", "activation", "Summary"):
         check_picture(tmp_path / f"{name}.png")
@@ -161,10 +161,10 @@ def test_results_films_and_summary(tmp_path):
 def test_pictures_of_a_search_and_of_a_training(tmp_path):
     search = write_rows(tmp_path / "search", search_rows())
     save_genotype(search / "genotype.txt", random_genotype(2))
-    paths = visualize.draw_run(search)
+    paths = figures.draw_run(search)
     assert {path.name for path in paths} == {"cells.png", "cells.gif", "alphas.png", "search.png"}
     rows = [{key: row[key] for key in ("epoch", "train_loss", "val_loss", "val_auc")} for row in search_rows()]
-    paths += visualize.draw_run(write_rows(tmp_path / "training", rows))
+    paths += figures.draw_run(write_rows(tmp_path / "training", rows))
     assert paths[-1] == tmp_path / "training" / "training.png" and len(paths) == 5
     for path in paths:
         check_picture(path)
@@ -173,13 +173,13 @@ def test_pictures_of_a_search_and_of_a_training(tmp_path):
 
 
 def test_a_folder_that_is_no_run_gets_one_line(tmp_path, monkeypatch, one_line):
-    monkeypatch.setattr(sys, "argv", ["visualize.py", str(tmp_path)])
-    assert "metrics.jsonl: cannot be read" in one_line(visualize.main)
+    monkeypatch.setattr(sys, "argv", ["figures.py", str(tmp_path)])
+    assert "metrics.jsonl: cannot be read" in one_line(figures.main)
     rows = search_rows()
     write_rows(tmp_path, rows)
-    assert "genotype.txt: cannot be read" in one_line(visualize.main)
+    assert "genotype.txt: cannot be read" in one_line(figures.main)
     (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + '\n{"epoch": 2, "tr')
-    assert "metrics.jsonl, line 2: not JSON" in one_line(visualize.main)
+    assert "metrics.jsonl, line 2: not JSON" in one_line(figures.main)
     for text in ("", "3\n", '{"epoch": 1}\n'):
         (tmp_path / "metrics.jsonl").write_text(text)
-        assert "no epoch, or one without" in one_line(visualize.main)
+        assert "no epoch, or one without" in one_line(figures.main)

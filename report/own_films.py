@@ -15,11 +15,11 @@ from data.fetch_chestxray14 import is_whole, walk
 from data.labels_chestxray14 import key
 from data.prepare_chestxray14 import reduce_film
 from dataset import FINDINGS, Films
+from report.figures import class_activation, draw_activation
+from report.predictions import write_predictions
 from support.files import InputError
-from support.predictions import write_predictions
 from support.progress import progress
 from utils import predict
-from visualize import class_activation, draw_activation
 
 STRONGEST = 5  # findings of a film whose activation maps are shown, by its probabilities
 
@@ -71,7 +71,7 @@ def score_own_films(results, films, networks, batch_size):
     """Write films_<network>.csv into `results`, and for each film a sheet, films/<film>.png.
 
     networks {name: (network, ...)}. Returns {film: {name: (films, maps, texts)}}, its sheet as
-    `visualize.draw_activation` takes it: the bare film, then its STRONGEST findings in falling order.
+    `figures.draw_activation` takes it: the bare film, then its STRONGEST findings in falling order.
     """
     probabilities = {}
     for name, (network, *_) in networks.items():
