@@ -5,21 +5,21 @@ the higher score; a tie counts half.
 """
 
 import math
-import re
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
 
-from dataset import FINDINGS
 from support.files import InputError, read_table, write
 from utils import predict
 
 BASELINE = "chexnet"  # the network that differences are taken from, where it is in the table
 AVERAGE = "Average"  # stands in the place of a finding
 COSTS = ["parameters_millions", "multiply_adds_billions"]
-COLUMNS = ["auc", "low", "high", "difference", "difference_low", "difference_high", "averaged", *COSTS]
+AUC = ["auc", "low", "high"]  # with its 95 % interval
+GAP = ["difference", "difference_low", "difference_high"]  # to BASELINE, with its 95 % interval
+COLUMNS = [*AUC, *GAP, "averaged", *COSTS]
 
 
 def auc_per_finding(labels, scores):
@@ -90,12 +90,12 @@ def with_limits(values, resampled, few):
     return np.column_stack([values, limits])
 
 
-def auc_table(labels, patients, probabilities, seed, resamples, min_patients):
+def auc_table(labels, patients, probabilities, seed, resamples, min_patients, findings):
     """The scores as a data frame, the findings in the average, and {finding: resamples left out for it}.
 
-    labels (N, findings); patients (N,); probabilities {network: (N, findings)}, NaN for findings it does not know.
-    Rows: (network, finding), the findings in order and then AVERAGE. Columns: COLUMNS, where `difference` is to
-    BASELINE (NaN where that is missing) and COSTS are NaN, for the caller to fill in.
+    labels (N, findings); patients (N,); probabilities {network: (N, findings)}, NaN for findings it does not know;
+    findings: their names. Rows: (network, finding), the findings in order and then AVERAGE. Columns: COLUMNS, where
+    the difference is to BASELINE (NaN where that is missing) and COSTS are NaN, for the caller to fill in.
 
     All intervals are from the same resamples. A resample without a positive or a negative film of a finding is left
     out for it. The average runs over the findings that at least 99 % of the resamples can score and that the network
@@ -111,7 +111,7 @@ def auc_table(labels, patients, probabilities, seed, resamples, min_patients):
     resampled = {}
     for name, p in probabilities.items():
         known = ~np.isnan(p).any(axis=0)
-        resampled[name] = np.full((resamples, len(FINDINGS)), math.nan)
+        resampled[name] = np.full((resamples, len(findings)), math.nan)
         for k in np.flatnonzero(known):
             resampled[name][:, k] = weighted_auc(positive[:, k], p[:, k], weights)
 
@@ -123,12 +123,12 @@ def auc_table(labels, patients, probabilities, seed, resamples, min_patients):
             both = averaged & ~np.isnan(auc[BASELINE])
             gaps = (add_average(each[name], both) - add_average(each[BASELINE], both) for each in (auc, resampled))
             columns.append(with_limits(*gaps, few))
-        table = pd.DataFrame(np.hstack(columns), [*FINDINGS, AVERAGE], COLUMNS[: 3 * len(columns)])
+        table = pd.DataFrame(np.hstack(columns), [*findings, AVERAGE], COLUMNS[: 3 * len(columns)])
         tables[name] = table.reindex(columns=COLUMNS).assign(averaged=[*averaged.astype(int), averaged.sum()])
-    left_out = dict(zip(FINDINGS, one_sided.sum(axis=0).tolist(), strict=True))
+    left_out = dict(zip(findings, one_sided.sum(axis=0).tolist(), strict=True))
     return (
         pd.concat(tables, names=["network", "finding"]),
-        [finding for finding, inside in zip(FINDINGS, scored, strict=True) if inside],
+        [finding for finding, inside in zip(findings, scored, strict=True) if inside],
         left_out,
     )
 
@@ -146,70 +146,3 @@ def read_scores(path):
         return table.astype({"averaged": int})
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: not a table of this version's test.py, run that again ({error})") from None
-
-
-def as_markdown(name):
-    """A network's name as it shows in a cell of a Markdown table, whatever characters it has."""
-    marks = r"[\\`*<>|&~$\[\]#]|(?<![^\W_])_|_(?![^\W_])"  # an underscore within a word is no mark
-    return re.sub(marks, r"\\\g<0>", " ".join(name.split()))
-
-
-def format_table(table, positives, averaged, remarks, title):
-    """The table in Markdown, with the `remarks` of `notes` under it.
-
-    table, averaged: as `auc_table` returns them; positives {finding: films}.
-    """
-    names = list(table.index.unique("network"))
-    averages = table.xs(AVERAGE, level="finding")
-    partial = partial_networks(table, averaged)
-
-    def cell(network, row, columns=("auc", "low", "high"), form="{:.3f}"):
-        value, low, high = table.loc[(network, row), list(columns)]
-        if math.isnan(value):
-            return "n/a"
-        limits = "\\*" if math.isnan(low) else f" [{form}, {form}]".format(low, high)
-        return form.format(value) + limits
-
-    def line(label, films, cells):
-        return f"| {label} | {films} | " + " | ".join(cells) + " |"
-
-    lines = [f"**{title}**", "", line("finding", "positive films", map(as_markdown, names))]
-    lines.append("|---|---:|" + "---:|" * len(names))
-    lines += [line(finding, positives[finding], [cell(name, finding) for name in names]) for finding in FINDINGS]
-    counts = {name: f" (of {partial[name]})" if name in partial else "" for name in names}
-    lines.append(line(f"Average of {len(averaged)}", "", [cell(name, AVERAGE) + counts[name] for name in names]))
-    if BASELINE in names and len(names) > 1:
-        gap = ["difference", "difference_low", "difference_high"]
-        gaps = ["" if name == BASELINE else cell(name, AVERAGE, gap, "{:+.3f}") for name in names]
-        lines.append(line("Average − CheXNet", "", gaps))
-    for label, column, form in zip(("Parameters (M)", "Multiply-adds (G)"), COSTS, ("{:.2f}", "{:.3f}"), strict=True):
-        if averages[column].notna().any():
-            costs = averages[column]
-            lines.append(line(label, "", ["–" if math.isnan(cost) else form.format(cost) for cost in costs]))
-    return "\n".join([*lines, "", *map(as_markdown, remarks)]) + "\n"
-
-
-def partial_networks(table, averaged):
-    """{network that does not know all findings that are averaged: how many of them it knows}."""
-    counts = table.xs(AVERAGE, level="finding")["averaged"]
-    return counts[counts < len(averaged)].astype(int).to_dict()
-
-
-def notes(table, averaged, left_out, resamples, min_patients):
-    """What stands under the table, as lines of plain text; for the arguments see `auc_table`."""
-    lines = [f"In brackets: 95 % intervals, percentile bootstrap of {resamples} resamples of patients."]
-    if (table["auc"].notna() & table["low"].isna()).any():
-        lines.append(f"*: fewer than {min_patients} patients with the finding, no interval.")
-    if any(left_out.values()):
-        counts = ", ".join(f"{finding} {count}" for finding, count in left_out.items() if count)
-        lines.append(f"Resamples left out, for want of a positive or a negative film: {counts}.")
-    if set(FINDINGS) - set(averaged):
-        lines.append(f"The average is over {', '.join(averaged)}.")
-    for name in partial_networks(table, averaged):
-        known = ", ".join(finding for finding in averaged if table.loc[(name, finding), "averaged"])
-        lines.append(f"{name}: the average, and any difference, is over what it knows: {known or 'none'}.")
-    if BASELINE not in table.index.unique("network"):
-        lines.append("No difference to CheXNet, which is not here: 'python chexnet.py' trains it.")
-    if table[COSTS].notna().any(axis=None):
-        lines.append("Multiply-adds: convolutions and linear layers, one film.")
-    return lines

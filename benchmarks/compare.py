@@ -35,7 +35,7 @@ from chexnet import CheXNet
 from dataset import FINDINGS
 from genotypes import PUBLISHED, load_genotype, parse_genotype, random_genotype, save_genotype
 from model_eval import Network
-from report import figures
+from report.figures import draw_comparison
 from scores import AVERAGE, COSTS, read_scores
 from support.files import InputError, write
 from support.settings import guarded, parse_settings
@@ -291,7 +291,7 @@ def report(trained, out, beside=None):
     if beside is not None:
         text += format_agreement(trained, beside)
     write(out.with_suffix(".md"), text)
-    figures.draw_comparison(out.with_suffix(".png"), {row: runs["test_auc"] for row, runs in by_row(trained).items()})
+    draw_comparison(out.with_suffix(".png"), {row: runs["test_auc"] for row, runs in by_row(trained).items()})
     print(text)
 
 

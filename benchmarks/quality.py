@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.parts import FACTS, collect, facts, make_parser, read_rows, script, side_by_side
 from genotypes import PUBLISHED, given_genotype
-from report import figures
+from report.figures import draw_quality
 from support.files import InputError, load_state, write
 from support.settings import guarded
 
@@ -81,7 +81,7 @@ def report(trained, out):
     text = format_table(trained)
     write(out.with_suffix(".md"), text)
     curves = {name: runs[["minutes", "val_auc"]].to_numpy() for name, runs in trained.groupby("network", sort=False)}
-    figures.draw_quality(out.with_suffix(".png"), curves)
+    draw_quality(out.with_suffix(".png"), curves)
     print(text)
 
 

@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pandas as pd
 
+from data.films import film_key
+from genotypes import check_name
 from support.files import InputError, read_table, write
 
 NO_NUMBER = ("", "nan", "-nan", "n/a", "#n/a", "na", "<na>", "null", "none")  # in lower case
@@ -19,27 +21,43 @@ def write_predictions(path, films, findings, probabilities):
     write(path, pd.DataFrame({"Image Index": films} | columns).to_csv(index=False, lineterminator="\n"))
 
 
+def read_others(items, taken, films, findings):
+    """{name: what `read_predictions` returns} of the items NAME=FILE; taken: names in use. Raises InputError."""
+    others = {}
+    for item in items:
+        name, _, path = (part.strip() for part in item.partition("="))
+        try:
+            check_name(name)
+        except InputError as error:
+            raise InputError(f"--predictions {item!r}: {error}") from None
+        if not path or name in taken or name in others:
+            raise InputError(f"--predictions {item!r}: must be NAME=FILE.csv, with a name that is not yet in use")
+        others[name] = read_predictions(path, films, findings)
+    return others
+
+
 def read_predictions(path, films, findings):
-    """The probabilities in a file, (N, findings) float64, and lines to tell about it. Raises InputError.
+    """The probabilities in a file, (N, findings) float64. Raises InputError. Prints what is missing or left out.
 
     films (N,): names, in the order of the result. A finding that the file has no number for at all is NaN. Rows may
     stand in any order, and for other films, too; for the names see `find_columns` and `match_films`.
     """
     table = read_table(path)
     place, columns = find_columns(path, list(table.columns), findings)
-    film_of_row, row_of_film, others = match_films(path, table.iloc[:, place], films)
+    film_of_row = match_films(path, table.iloc[:, place], films)
+    if others := int((film_of_row < 0).sum()):
+        print(f"{path}: {others} rows of films that are not in the test split are left out")
+    table, film_of_row = table[film_of_row >= 0], film_of_row[film_of_row >= 0]
 
-    inside = film_of_row >= 0
     values = np.full((len(table), len(findings)), math.nan)
     for k, column in columns.items():
-        values[inside, k] = [read_number(text) for text in table.iloc[inside, column]]
+        values[:, k] = [read_number(text) for text in table.iloc[:, column]]
     for row, k in np.argwhere(np.isinf(values)):
         text, film = table.iloc[row, columns[k]], films[film_of_row[row]]
         raise InputError(f"{path}: film {film}, {findings[k]}: {text!r} is not a finite number")
-    first = values[row_of_film]
-    of_film = first[film_of_row]  # (rows, findings); what it holds for other films is not looked at
-    same = (values == of_film) | (np.isnan(values) & np.isnan(of_film))
-    for row in np.flatnonzero(inside & ~same.all(axis=1)):
+    first = values[np.unique(film_of_row, return_index=True)[1]]  # the first row of each film
+    differs = (values != first[film_of_row]) & ~(np.isnan(values) & np.isnan(first[film_of_row]))
+    for row in np.flatnonzero(differs.any(axis=1)):
         raise InputError(f"{path}: film {films[film_of_row[row]]} is there more than once, with different numbers")
 
     unknown = np.isnan(first)
@@ -48,12 +66,11 @@ def read_predictions(path, films, findings):
         raise InputError(f"{path}: film {films[row]} has no number for {findings[k]}, though other films have")
     if nowhere.all():
         raise InputError(f"{path}: no number for any finding")
-    remarks = [f"{path}: {others} films that are not in the test split are ignored"] if others else []
     if nowhere.any():
         missing = ", ".join(findings[k] for k in np.flatnonzero(nowhere))
         unread = [name for k, name in enumerate(table.columns) if k != place and k not in columns.values()]
-        remarks.append(f"{path}: no numbers for {missing}; columns that are not read: {shown(unread)}")
-    return first, remarks
+        print(f"{path}: no numbers for {missing}; columns that are not read: {shown(unread)}")
+    return first
 
 
 def shown(names):
@@ -76,54 +93,40 @@ def find_columns(path, header, findings):
 
     def find(wanted):
         places = [place for place, name in enumerate(names) if name == plain(wanted)]
-        marked = [place for place in places if header[place].casefold().startswith("prob")]
-        places = marked or places
+        places = [place for place in places if header[place].casefold().startswith("prob")] or places
         if len(places) > 1:
             raise InputError(f"{path}: columns {header[places[0]]!r} and {header[places[1]]!r} mean the same")
         return places[0] if places else None
 
-    def nearest(wanted, places, likeness):
-        close = difflib.get_close_matches(plain(wanted), [names[place] for place in places], 1, likeness)
-        return header[names.index(close[0])] if close else None
-
     place = find("Image Index")
     if place is None:
-        near = nearest("Image Index", range(len(names)), 0.5)
-        hint = f" (nearest: {near!r})" if near else ""
-        raise InputError(f"{path}: no column 'Image Index'{hint}; its columns: {shown(header)}")
+        raise InputError(f"{path}: no column 'Image Index'; its columns: {shown(header)}")
     found = {k: find(finding) for k, finding in enumerate(findings)}
     columns = {k: column for k, column in found.items() if column is not None}
-    unread = [k for k in range(len(names)) if k != place and k not in columns.values()]
-    for k, finding in enumerate(findings):
-        near = None if k in columns else nearest(finding, unread, 0.8)
-        if near:
-            raise InputError(f"{path}: no column 'prob_{finding}'; is {near!r} meant? Its columns: {shown(header)}")
+    others = [name for k, name in enumerate(names) if k != place and k not in columns.values()]
+    for finding in [finding for k, finding in enumerate(findings) if k not in columns]:
+        if near := difflib.get_close_matches(plain(finding), others, 1, 0.8):
+            meant = header[names.index(near[0])]
+            raise InputError(f"{path}: no column 'prob_{finding}'; is {meant!r} meant? Its columns: {shown(header)}")
     if not columns:
         raise InputError(f"{path}: no column of a finding, such as 'prob_{findings[0]}'; its columns: {shown(header)}")
     return place, columns
 
 
 def match_films(path, names, films):
-    """For each row its film's number or -1, for each film its first row, and how many other films there are.
+    """For each of a file's rows (with these names) the number of its film, -1 where `films` (N,) does not have it.
 
-    names (rows,), of a file's rows, and films (N,) match without regard to case, folder and extension, unless the films
-    themselves differ in nothing else. Raises InputError for a film without a row.
+    Names match by `film_key`, unless the films themselves differ in nothing else. Raises InputError for a film without
+    a row.
     """
-
-    def stem(name):
-        return re.sub(r"(\.[a-z][a-z0-9]{0,4})+$", "", re.split(r"[/\\]", name.strip().casefold())[-1])
-
-    key = stem if len({stem(film) for film in films}) == len(films) else str.strip
-    keys = np.array([key(name) for name in names], dtype=object)
-    film_of_row = pd.Index([key(film) for film in films]).get_indexer(keys)
-    inside = np.flatnonzero(film_of_row >= 0)[::-1]
-    row_of_film = np.full(len(films), -1)
-    row_of_film[film_of_row[inside]] = inside  # the first of a film's rows comes last, and stays
-    absent = np.flatnonzero(row_of_film < 0)
+    key = film_key if len({film_key(film) for film in films}) == len(films) else str.strip
+    numbers = {key(film): k for k, film in enumerate(films)}
+    film_of_row = np.array([numbers.get(key(name), -1) for name in names], dtype=int)
+    absent = np.setdiff1d(range(len(films)), film_of_row)
     if len(absent):
         hint = f"; the first film there is {names.iloc[0]!r}" if len(names) else ""
         raise InputError(f"{path}: {len(absent)} test films are missing, {films[absent[0]]} among them{hint}")
-    return film_of_row, row_of_film, len(set(keys[film_of_row < 0]))
+    return film_of_row
 
 
 def read_number(text):

@@ -1,8 +1,8 @@
-"""Draws the figure of the README: a mixed cell, the network of cells, a step of the search, the found cell.
+"""The figure of the README: a mixed cell, the network of cells, a step of the search, a cell that was found.
 
     python -m report.summary Summary.png
 
-Colours and boxes are those of report/figures.py.
+Colours and boxes are those of report/cells.py.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from genotypes import EDGES, INPUT_NODES, PUBLISHED
-from report.figures import FAINT, KIND, KINDS, NODE_NAMES, PALE, add_arrow, add_box, add_text, save_picture
+from report.cells import FAINT, KIND, KINDS, NODE_NAMES, PALE, add_arrow, add_box, add_text, save_picture
 from support.settings import guarded
 
 WIDTH, HEIGHT = 9, 7.2  # inches; the axes measure in inches, too

@@ -5,10 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-import chexnet
-import search_train
 import test as table_script
-import val_train
 from dataset import FINDINGS, find_preset, write_set
 from support import settings
 from tests.films import make_raw
@@ -43,15 +40,15 @@ def one_thread():
 def no_pictures(request, monkeypatch):
     """Drawing a run takes longer than the run, at these sizes. Runs of session-wide fixtures draw all the same."""
     if not request.node.get_closest_marker("pictures"):
-        for script in (search_train, val_train, chexnet):
-            monkeypatch.setattr(script, "draw_run", lambda folder: [])
+        for script in ("search_train", "val_train", "chexnet"):
+            monkeypatch.setattr(f"{script}.draw_run", lambda folder: [])
 
 
 @pytest.fixture
 def table_alone(monkeypatch):
     """test.py makes its table without pictures, which take longer than all else, and without the page."""
-    monkeypatch.setattr(table_script, "draw", lambda *_: {})
-    monkeypatch.setattr(table_script, "write_page", lambda *_: None)
+    for name in ("draw_roc", "draw_auc", "draw_examples", "write_page"):
+        monkeypatch.setattr(table_script, name, lambda *_: {})
 
 
 def small_table():

@@ -5,6 +5,7 @@ import sys
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,22 +17,25 @@ from chexnet import CheXNet
 from dataset import FINDINGS
 from genotypes import EDGES, PRIMITIVES, format_genotype, random_genotype, save_genotype
 from model_eval import Network
-from report import figures
+from report import activations, figures
+from report.activations import Sheet
+from report.cells import cells_figure
 from report.summary import draw_summary
 
 EPOCHS = 3
-pytestmark = pytest.mark.pictures
+PICTURES = ("cells.png", "cells.gif", "alphas.png", "search.png")  # of a search
 
 
 def search_rows():
-    """Rows of a search's metrics.jsonl, with α drawn at random."""
+    """Rows of a search's metrics.jsonl: α drawn at random, one epoch of warm-up without a loss of α."""
     rng = np.random.default_rng(0)
     rows = []
     for epoch in range(1, EPOCHS + 1):
         alphas = {kind: rng.normal(size=(len(EDGES), len(PRIMITIVES))).tolist() for kind in ("normal", "reduce")}
-        genotype = format_genotype(random_genotype(1))  # equal frames, but for the epoch's number
-        losses = {"train_loss": 0.3, "alpha_loss": None if epoch == 1 else 0.31, "val_loss": 0.32 / epoch}
-        rows.append({"epoch": epoch, **losses, "val_auc": 0.5 + epoch / 10, "alphas": alphas, "genotype": genotype})
+        numbers = {"train_loss": 0.3, "val_loss": 0.32 / epoch, "val_auc": 0.5 + epoch / 10, "entropy_normal": 2.0}
+        rows.append({"epoch": epoch, **numbers, "entropy_reduce": 1.9, "alphas": alphas})
+        rows[-1]["genotype"] = format_genotype(random_genotype(1))  # equal frames, but for the epoch's number
+    rows[1]["alpha_loss"], rows[2]["alpha_loss"] = None, 0.31
     return rows
 
 
@@ -55,7 +59,7 @@ def check_picture(path):
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_covers_a_label_of_a_cell(seed):
     genotype = random_genotype(seed)
-    figure = figures.cells_figure(genotype)
+    figure = cells_figure(genotype)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # places the labels' boxes
     (axes,) = figure.axes
@@ -92,41 +96,50 @@ def test_nothing_covers_a_label_of_a_cell(seed):
 @pytest.mark.parametrize("name", ["derived", "chexnet"])
 def test_mean_of_a_class_activation_is_the_logit_without_the_bias(name):
     torch.manual_seed(0)
-    network = CheXNet(len(FINDINGS)) if name == "chexnet" else Network(4, len(FINDINGS), 4, random_genotype(0))
+    network = CheXNet(3) if name == "chexnet" else Network(4, 3, 4, random_genotype(0))
     network = network.double().eval()
     torch.nn.init.normal_(network.classifier.bias)
     films = torch.randn(2, 3, 128, 128, dtype=torch.float64)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    maps = figures.class_activation(network, films)
-    assert not maps.requires_grad
+    maps = activations.class_activation(network, films)
+    assert not maps.requires_grad and maps.shape == (2, 3, 4, 4)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())  # BatchNorm's, too
-    assert maps.shape == (2, len(FINDINGS), 4, 4)
     with torch.no_grad():
         logits = network(films)
     torch.testing.assert_close(maps.mean(dim=(2, 3)), logits - network.classifier.bias, rtol=1e-5, atol=1e-12)
-    assert len(network._forward_hooks) == 0
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_chexnet_computes_what_torchvisions_densenet_computes():
+    network, films = CheXNet(3), torch.randn(2, 3, 64, 64)
+    assert torch.equal(network(films), network.densenet(films))
+    assert (network.features(films) >= 0).all()  # after the ReLU
 
 
 def test_a_map_has_a_scale_of_its_own_with_zero_in_the_middle():
     film = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     values = np.array([[0.0, 0.0], [-1.0, 2.0]])
-    shown = figures.overlay(film, values).astype(int)
+    shown = activations.overlay(film, values).astype(int)
     assert shown.shape == (64, 64, 3)
     assert (shown[:16, :, :] == film[:16, :, None]).all()  # clear where the map is zero
-    assert (figures.overlay(film, values * 2**-10) == shown).all()
+    assert (activations.overlay(film, values * 2**-10) == shown).all()
     red, blue = shown[..., 0], shown[..., 2]
     assert (red[50:, 50:] > blue[50:, 50:]).all() and (blue[50:, :14] > red[50:, :14]).all()  # raises, lowers
-    np.testing.assert_array_equal(figures.overlay(film, -np.abs(values))[50:, 50:, 2] > 100, True)
-    assert (figures.overlay(film, np.zeros((2, 2))) == film[:, :, None]).all()
-    grey = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in (figures.LOWERS, figures.RAISES)]
+    np.testing.assert_array_equal(activations.overlay(film, -np.abs(values))[50:, 50:, 2] > 100, True)
+    assert (activations.overlay(film, np.zeros((2, 2))) == film[:, :, None]).all()
+    grey = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in (activations.LOWERS, activations.RAISES)]
     assert grey[1] - grey[0] > 0.2  # print in grey tells them apart
 
 
-def test_coarse_maps_say_so():
-    for shape, text in (((3, 2, 2), "2 × 2 values"), ((3, 1, 1), "one value only"), ((3, 7, 5), "7 × 5 values")):
-        assert text in figures.map_note(np.zeros(shape))
-    assert "2 × 2" in figures.map_note([None, np.zeros((2, 2))])
+@pytest.mark.parametrize(
+    ("maps", "text"),
+    [
+        ([None, np.zeros((2, 3))], "Each map has a scale of its own, and 2 × 3 values, drawn smoothly."),
+        ([np.zeros((1, 1))], "Each map has a scale of its own, and one value only."),
+        ([None], ""),
+    ],
+)
+def test_coarse_maps_say_so(maps, text):
+    assert activations.map_note(maps) == text
 
 
 # --- Every picture
@@ -135,19 +148,21 @@ def test_coarse_maps_say_so():
 @pytest.mark.filterwarnings("error")  # such as scikit-learn's for one class
 def test_results_films_and_summary(tmp_path):
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, (60, len(FINDINGS)))
+    labels = rng.integers(0, 2, (60, 3))
     labels[:, 0] = 0  # no positive film: n/a
-    scores = {name: rng.random(labels.shape) + labels * 0.3 for name in ("first_order", "chexnet")}
-    figures.draw_roc(tmp_path / "roc.png", labels, scores, FINDINGS)
-    middle = rng.uniform(0.6, 0.9, len(FINDINGS) + 1)
-    middle[0] = np.nan
-    table = {name: np.stack([middle, middle - 0.02, middle + 0.03], axis=1) for name in scores}
-    table["chexnet"][1, 1] = middle[1] + 0.01  # of few resamples all may lie above
-    figures.draw_auc(tmp_path / "auc.png", table, [*FINDINGS, "Average"])
-    films = rng.integers(0, 256, (7, 64, 64), dtype=np.uint8)
-    texts = ["No Finding"] * 6 + ["|".join(FINDINGS)]
-    figures.draw_activation(tmp_path / "films.png", films, [None] * len(films), texts)
-    figures.draw_activation(tmp_path / "activation.png", films, rng.normal(size=(7, 2, 2)), texts)
+    scores = {name: rng.random(labels.shape) + labels * 0.3 for name in ("first_order", "_x.y_", "chexnet")}
+    findings = ["None", "Left_lung", "Mass"]
+    figures.draw_roc(tmp_path / "roc.png", labels, scores, findings)
+    rows = pd.MultiIndex.from_product([scores, [*findings, "Average"]], names=["network", "finding"])
+    middle = rng.uniform(0.6, 0.9, len(rows))
+    table = pd.DataFrame({"auc": middle, "low": middle - 0.02, "high": middle + 0.03}, rows)
+    table.loc["chexnet", "low"] += 0.03  # of few resamples all may lie above
+    table.iloc[0] = np.nan
+    figures.draw_auc(tmp_path / "auc.png", table)
+    films = list(rng.integers(0, 256, (7, 64, 64), dtype=np.uint8))
+    captions = ["No Finding"] * 6 + [", ".join(FINDINGS)]
+    activations.draw_sheet(tmp_path / "films.png", Sheet(films, [None] * len(films), captions))
+    activations.draw_sheet(tmp_path / "activation.png", Sheet(films, rng.normal(size=(7, 2, 2)), captions))
     draw_summary(tmp_path / "Summary.png")
     for name in ("roc", "auc", "films", "activation", "Summary"):
         check_picture(tmp_path / f"{name}.png")
@@ -161,12 +176,17 @@ def test_results_films_and_summary(tmp_path):
 def test_pictures_of_a_search_and_of_a_training(tmp_path):
     search = write_rows(tmp_path / "search", search_rows())
     save_genotype(search / "genotype.txt", random_genotype(2))
-    paths = figures.draw_run(search)
-    assert {path.name for path in paths} == {"cells.png", "cells.gif", "alphas.png", "search.png"}
+    figures.draw_run(search)
     rows = [{key: row[key] for key in ("epoch", "train_loss", "val_loss", "val_auc")} for row in search_rows()]
-    paths += figures.draw_run(write_rows(tmp_path / "training", rows))
-    assert paths[-1] == tmp_path / "training" / "training.png" and len(paths) == 5
-    for path in paths:
+    training = write_rows(tmp_path / "training", rows)
+    figures.draw_run(training)
+    assert {path.name for path in search.glob("*.[pg][ni][gf]")} == {
+        "cells.png",
+        "cells.gif",
+        "alphas.png",
+        "search.png",
+    }
+    for path in [*search.glob("*.[pg][ni][gf]"), training / "training.png"]:
         check_picture(path)
     with Image.open(search / "cells.gif") as image:
         assert image.n_frames == EPOCHS
@@ -178,8 +198,6 @@ def test_a_folder_that_is_no_run_gets_one_line(tmp_path, monkeypatch, one_line):
     rows = search_rows()
     write_rows(tmp_path, rows)
     assert "genotype.txt: cannot be read" in one_line(figures.main)
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + '\n{"epoch": 2, "tr')
-    assert "metrics.jsonl, line 2: not JSON" in one_line(figures.main)
-    for text in ("", "3\n", '{"epoch": 1}\n'):
+    for text in (json.dumps(rows[0]) + '\n{"epoch": 2, "tr', "", "3\n", '{"val_auc": 1}\n'):
         (tmp_path / "metrics.jsonl").write_text(text)
-        assert "no epoch, or one without" in one_line(figures.main)
+        assert "metrics.jsonl: no rows of a run" in one_line(figures.main)

@@ -1,6 +1,8 @@
 """test.py --films: films without labels, scored as the set's own are; what is refused, each with one line."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,16 +13,17 @@ from PIL import Image
 import test as table_script
 from dataset import FINDINGS, load_set, write_set
 from report.predictions import read_predictions
-from tests.test_scripts import files, run
+from tests.test_scripts import ROOT, files, run
 from tests.test_table import save_network
 
 NAMES = ["first_order", "DARTS_V1"]
+FILMS = ["a.png", "B.PNG", "c $x$ <b>.png"]
 SHEET = (1620, 690)  # pixels: six pictures a row, a row for each network
 
 
 @pytest.fixture(scope="module")
 def networks(small_set, tmp_path_factory):
-    """A folder with two networks of the set `small`. Not to be written to."""
+    """A folder with two networks of the set `noise`. Not to be written to."""
     out = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
     for name in NAMES:
@@ -41,8 +44,9 @@ def own(small_set, tmp_path):
     data = load_set(small_set / "noise")
     folder = tmp_path / "own"
     (folder / "more").mkdir(parents=True)
-    for row, name in zip(data.rows("test"), ("a.png", "more/B.PNG", "c $x$ <b>.png"), strict=False):
-        Image.fromarray(data.images[row]).convert("RGB" if "B" in name else "L").save(folder / name)
+    for row, name in zip(data.rows("test"), FILMS, strict=False):
+        film = Image.fromarray(data.images[row])
+        film.convert("RGB").save(folder / "more" / name) if name == "B.PNG" else film.save(folder / name)
     (folder / "notes.txt").write_text("not a film")
     return folder
 
@@ -53,21 +57,18 @@ def score(small_set, out, folder, *options):
 
 def test_a_film_of_the_set_is_scored_as_it_was_there(small_set, out, own, capsys):
     score(small_set, out, own)
-    assert (
-        f"films in {own}: 3, scored by networks of noise (not for clinical use); no diagnosis\n"
-        in capsys.readouterr().out
-    )
-    names = ["a.png", "B.PNG", "c $x$ <b>.png"]
+    line = f"films in {own}: 3, scored by networks of noise (not for clinical use); no diagnosis\n"
+    assert line in capsys.readouterr().out
     for name in NAMES:
         mine = pd.read_csv(out / "results" / f"films_{name}.csv")
         theirs = pd.read_csv(out / "results" / f"predictions_{name}.csv")[:3]
-        assert list(mine["Image Index"]) == names
+        assert list(mine["Image Index"]) == FILMS
         np.testing.assert_allclose(mine.iloc[:, 1:], theirs.iloc[:, 1:], rtol=1e-5)
-        again, remarks = read_predictions(out / "results" / f"films_{name}.csv", names[::-1], FINDINGS)
-        assert (again == mine.iloc[::-1, 1:].to_numpy()).all() and not remarks
-    sheets = {path.name for path in (out / "results" / "films").iterdir()}
-    assert sheets == {"a.png", "B.png", "c $x$ <b>.png"}
-    for path in (out / "results" / "films").iterdir():
+        again = read_predictions(out / "results" / f"films_{name}.csv", FILMS[::-1], FINDINGS)
+        assert (again == mine.iloc[::-1, 1:].to_numpy()).all()
+    sheets = list((out / "results" / "films").iterdir())
+    assert {path.name for path in sheets} == {"a.png", "B.png", "c $x$ <b>.png"}
+    for path in sheets:
         with Image.open(path) as sheet:
             assert sheet.size == SHEET
             assert np.ptp(np.asarray(sheet.convert("RGB"), int), axis=2).max() > 50  # the maps are coloured
@@ -75,68 +76,48 @@ def test_a_film_of_the_set_is_scored_as_it_was_there(small_set, out, own, capsys
 
 def test_a_sheet_has_the_strongest_findings_with_their_maps(small_set, out, own, monkeypatch):
     drawn = []
-    monkeypatch.setattr(
-        "report.own_films.draw_activation", lambda path, films, maps, texts: drawn.append((films, maps, texts))
-    )
+    monkeypatch.setattr("report.own_films.draw_sheet", lambda path, sheet: drawn.append(sheet))
     score(small_set, out, own)
     assert len(drawn) == 3
-    for k, (films, maps, texts) in enumerate(drawn):
-        assert len(films) == len(maps) == len(texts) == 2 * 6
-        for name, part in zip(NAMES, (slice(0, 6), slice(6, 12)), strict=True):
-            row = (
-                pd.read_csv(out / "results" / f"films_{name}.csv")
-                .iloc[k, 1:]
-                .astype(float)
-                .sort_values(ascending=False)
-            )
-            expected = [f"{column.removeprefix('prob_')}\n{p:.2f}" for column, p in row[:5].items()]
-            assert texts[part] == [name, *expected]
-            assert [values is None for values in maps[part]] == [True] + [False] * 5
+    probabilities = [pd.read_csv(out / "results" / f"films_{name}.csv", index_col=0).astype(float) for name in NAMES]
+    for k, sheet in enumerate(drawn):
+        captions = []
+        for name, p in zip(NAMES, probabilities, strict=True):
+            strongest = p.iloc[k].sort_values(ascending=False)[:5]
+            captions += [name, *(f"{column.removeprefix('prob_')}\n{value:.2f}" for column, value in strongest.items())]
+        assert sheet.captions == captions and len(sheet.films) == 2 * 6
+        assert [values is None for values in sheet.maps] == 2 * ([True] + [False] * 5)
+
+
+def test_no_network_library_is_imported():
+    command = "import test, sys; print({'requests', 'remotezip'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 # --- Refusals
 
 
-def empty(folder):
-    (folder / "scan.dcm").write_bytes(b"")
+def half(path):
+    """Cut the second half of a file off."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def broken(folder):
-    content = (folder / "a.png").read_bytes()
-    (folder / "a.png").write_bytes(content[: len(content) // 2])
-
-
-def broken_jpeg(folder):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99), dtype=np.uint8)).save(folder / "j.jpg")
-    content = (folder / "j.jpg").read_bytes()
-    (folder / "j.jpg").write_bytes(content[: len(content) // 2])
-
-
-def black(folder):
-    Image.new("L", (80, 80), 3).save(folder / "a.png")
-
-
-def small(folder):
-    Image.new("L", (40, 40), 200).save(folder / "a.png")
-
-
-def twice(folder):
-    shutil.copy(folder / "a.png", folder / "more" / "A.jpg")
+def half_jpeg(path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99), dtype=np.uint8)).save(path)
+    half(path)
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (shutil.rmtree, "own is not a folder: give --films the folder"),
-        (
-            lambda folder: shutil.rmtree(folder) or folder.mkdir() or empty(folder),
-            "own has no film (.png, .jpg, .jpeg)",
-        ),
-        (broken, "own/a.png: damaged, or no picture"),
-        (broken_jpeg, "own/j.jpg: the film does not decode"),
-        (black, "own/a.png: the film is nearly black"),
-        (small, "own/a.png: smaller than the set's films, 64 px"),
-        (twice, "own/more/A.jpg have one name: rename one"),
+        (lambda own: [shutil.rmtree(own), own.mkdir()], "own has no film (.png, .jpg, .jpeg)"),
+        (lambda own: half(own / "a.png"), "own/a.png: damaged, or no picture"),
+        (lambda own: half_jpeg(own / "j.jpg"), "own/j.jpg: the film does not decode"),
+        (lambda own: Image.new("L", (80, 80), 3).save(own / "a.png"), "own/a.png: the film is nearly black"),
+        (lambda own: Image.new("L", (40, 40)).save(own / "a.png"), "own/a.png: smaller than the set's films, 64 px"),
+        (lambda own: shutil.copy(own / "a.png", own / "more" / "A.jpg"), "own/more/A.jpg have one name: rename one"),
     ],
     ids=["no folder", "no film", "broken", "broken jpeg", "black", "small", "twice"],
 )
@@ -162,7 +143,7 @@ def test_networks_of_synthetic_films_refuse_others_unless_told_otherwise(
     capsys.readouterr()
     Image.new("L", (300, 200), 90).save(own / "mine.png")
     line = one_line(score, tmp_path / "drawn", out, own)
-    assert "mine.png: not one of small's films" in line and "--films-anyway" in line
+    assert "mine.png: not one of noise's films" in line and "--films-anyway" in line
     score(tmp_path / "drawn", out, own, "--films-anyway")
     assert "(synthetic, not for clinical use); no diagnosis" in capsys.readouterr().out
     assert len(pd.read_csv(out / "results" / "films_first_order.csv")) == 4

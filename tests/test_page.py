@@ -1,11 +1,10 @@
-"""The results page: every picture and number is there, nothing comes from elsewhere, every name shows as such."""
+"""The results page: every picture and number is there, nothing comes from elsewhere, every text shows as such."""
 
 import base64
 import io
 import json
-import math
 import re
-import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,14 +16,15 @@ from PIL import Image
 import test as table_script
 from dataset import FINDINGS, load_set
 from genotypes import PUBLISHED, save_genotype
-from report import figures, page
-from scores import AVERAGE, read_scores
+from report import page
+from report.figures import draw_run
+from report.tables import Cell, Table
 from tests.test_figures import search_rows, write_rows
 from tests.test_scripts import run
 from tests.test_table import save_network
 
-ALIEN = "<script>alert(1)</script> & $x$"  # a network's name
-FILM = 'a "<b>" & c.png'
+OTHER = "an-other_model.2"
+FILM = 'a "<b>" & c $x$.png'
 CELL = PUBLISHED["DARTS_V1"]  # of save_network
 
 
@@ -72,7 +72,7 @@ class Parsed(HTMLParser):
 
 @pytest.fixture(scope="module")
 def made(small_set, tmp_path_factory):
-    """A folder with a search, two networks, another model called ALIEN, a film called FILM, and their results."""
+    """A folder with a search, two networks, another model called OTHER, a film called FILM, and their results."""
     out = tmp_path_factory.mktemp("made")
     data = load_set(small_set / "noise")
     torch.manual_seed(0)
@@ -80,28 +80,16 @@ def made(small_set, tmp_path_factory):
         save_network(out / "weights", name, data)
     search = write_rows(out / "search_first_order", search_rows())
     save_genotype(search / "genotype.txt", CELL)
-    figures.draw_run(search)
+    draw_run(search)
     (search / "settings.json").write_text(json.dumps({"settings": {"c": 123}, "environment": {"torch": "9.8.7"}}))
     (out / "own").mkdir()
     Image.fromarray(data.images[data.rows("test")[0]]).save(out / "own" / FILM)
     predictions = pd.DataFrame({f"prob_{finding}": np.linspace(0, 1, 32) for finding in FINDINGS})
     predictions["Image Index"] = data.table["Image Index"].to_numpy()[data.rows("test")]
-    predictions.drop(columns="prob_Hernia").to_csv(out / "alien.csv", index=False)
-    make(small_set, out)
+    predictions.drop(columns="prob_Hernia").to_csv(out / "other.csv", index=False)
+    options = f"--predictions={OTHER}={out / 'other.csv'}", "--films", out / "own", "--min-patients", 2
+    run(table_script, small_set, out, *options)
     return out
-
-
-def make(small_set, out, films=True):
-    options = ["--min-patients", 2, *(["--films", out / "own"] if films else [])]
-    run(table_script, small_set, out, f"--predictions={ALIEN}={out / 'alien.csv'}", *options)
-
-
-@pytest.fixture
-def copy(made, tmp_path, monkeypatch):
-    """A copy of it; the pictures that are there serve again."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(table_script, "draw", lambda *_: {})
-    return tmp_path
 
 
 def parsed(out):
@@ -111,34 +99,18 @@ def parsed(out):
 # --- What is on it
 
 
-def test_every_number_is_that_of_the_table(made):
-    scores = read_scores(made / "results" / "auc.csv")
-    names = ["first_order", "chexnet", ALIEN]
+def test_its_tables_are_those_of_auc_md(made):
+    lines = (made / "results" / "auc.md").read_text(encoding="utf-8").splitlines()
+    header, _, *rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    names = ["first_order", "chexnet", OTHER]
     summary, findings, _ = parsed(made).tables
-
-    def shown(row, columns=("auc", "low", "high"), form="{:.3f}"):
-        value, low, high = row[list(columns)]
-        return "n/a" if math.isnan(value) else form.format(value) + f" [{form}, {form}]".format(low, high)
-
-    assert [name.strip() for name in findings[0]] == ["", "Films", *names]
-    assert [row[0] for row in findings[1:]] == [*(f.replace("_", " ") for f in FINDINGS), "Average of 14"]
-    for finding, row in zip([*FINDINGS, AVERAGE], findings[1:], strict=True):
-        known = ["", "", " (of 13)" if finding == AVERAGE else ""]  # ALIEN knows no hernia
-        assert row[2:] == [shown(scores.loc[(n, finding)]) + of for n, of in zip(names, known, strict=True)]
-    assert findings[14][4] == "n/a"
-    assert [row[0] for row in summary[1:]] == names
-    for name, row in zip(names, summary[1:], strict=True):
-        average = scores.loc[(name, AVERAGE)]
-        gap = shown(average, ("difference", "difference_low", "difference_high"), "{:+.3f}")
-        size = [average["parameters_millions"], average["multiply_adds_billions"]]
-        sizes = ["–", "–"] if name == ALIEN else [f"{size[0]:.2f}", f"{size[1]:.3f}"]
-        assert row[1:] == [shown(average), "–" if name == "chexnet" else gap, *sizes]
-
-
-def test_the_number_of_films_with_a_finding(made, small_set):
-    data = load_set(small_set / "noise")
-    films = data.labels[data.rows("test")].sum(axis=0)
-    assert [row[1] for row in parsed(made).tables[1][1:]] == [*(f"{count:.0f}" for count in films), ""]
+    assert findings[0] == header == ["finding", "positive films", *names]
+    shown = [[label.replace("_", " "), *cells] for label, *cells in rows[: len(FINDINGS) + 1]]
+    assert findings[1:] == shown
+    totals = rows[len(FINDINGS) :]
+    assert summary[0] == ["network", *(label for label, *_ in totals)]
+    assert summary[1:] == [[name, *(row[k] for row in totals)] for k, name in enumerate(names, start=2)]
+    assert findings[14][4] == "n/a" and findings[15][4].endswith("] (of 13)")  # OTHER knows no hernia
 
 
 def test_every_picture_is_there(made):
@@ -164,9 +136,8 @@ def test_the_captions_have_the_probabilities(made, small_set):
     texts = parsed(made).texts
     for name in ("first_order", "chexnet"):
         p = pd.read_csv(made / "results" / f"predictions_{name}.csv").iloc[:, 1:].to_numpy()
-        expected = [
-            f"{finding.replace('_', ' ')}\n{p[positive[:, k].argmax(), k]:.2f}" for k, finding in enumerate(FINDINGS)
-        ]
+        first = positive.argmax(axis=0)  # the first film with each finding
+        expected = [f"{f.replace('_', ' ')}\n{p[first[k], k]:.2f}" for k, f in enumerate(FINDINGS)]
         place = len(texts) - 1 - texts[::-1].index(expected[0])
         assert texts[place - 1] == name and texts[place : place + len(FINDINGS)] == expected
     (own,) = pd.read_csv(made / "results" / "films_chexnet.csv").iloc[:, 1:].to_numpy()
@@ -176,13 +147,10 @@ def test_the_captions_have_the_probabilities(made, small_set):
 
 def test_the_notice_stands_on_top_and_films_are_no_diagnosis(made):
     texts = parsed(made).texts
-    body = texts.index("Not for clinical use")
-    assert texts[body + 1] == "AUC on the test split of noise"
-    assert "This is no diagnosis. The networks were trained on small (not for clinical use)." in texts
+    title, films = texts[texts.index("Not for clinical use") + 1 :][:2]
+    assert title == "AUC on the test split of noise" and films.startswith("32 films of 16 patients. The AUC is")
+    assert "This is no diagnosis. The networks were trained on noise (not for clinical use)." in texts
     assert FILM in texts
-
-
-# --- Nothing from elsewhere, nothing but text in names
 
 
 def test_nothing_comes_from_elsewhere(made):
@@ -191,90 +159,62 @@ def test_nothing_comes_from_elsewhere(made):
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in addresses)
     targets = {attributes.get("id") for _, attributes in found.tags}
     assert {address[1:] for address in addresses if address[0] == "#"} <= targets
-    assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in found.tags}
+    tags = [tag for tag, _ in found.tags]
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & set(tags) and tags.count("script") == 1
     text = re.sub(r"base64,[^\"]*", "", (made / "results" / "index.html").read_text(encoding="utf-8"))
     assert not re.search(r"https?:|//[a-z]|url\(|@import", text)
     assert "default-src 'none'" in text
 
 
-def test_names_show_as_they_are(made):
-    found = parsed(made)
-    tags = [tag for tag, _ in found.tags]
-    assert tags.count("script") == 1 and "wbr" in tags  # a long name may go on in a second line
-    assert found.tables[0][3][0] == ALIEN and found.tables[1][0][4].strip() == ALIEN
-    assert (
-        f"{ALIEN}: the average, and any difference, is over what it knows: {', '.join(FINDINGS[:-1])}." in found.texts
-    )
-
-
-# --- The best of a row
-
-
-@pytest.mark.parametrize(
-    ("rows", "best"),
-    [
-        ({"a": (0.8, 0.01, 0.2), "chexnet": (0.7, math.nan, math.nan)}, "a"),
-        ({"a": (0.8, -0.01, 0.2), "chexnet": (0.7, math.nan, math.nan)}, None),
-        ({"a": (0.6, -0.2, -0.01), "chexnet": (0.7, math.nan, math.nan)}, "chexnet"),
-        ({"a": (0.6, -0.2, 0.01), "b": (0.5, -0.3, -0.1), "chexnet": (0.7, math.nan, math.nan)}, None),
-        ({"a": (0.9, 0.1, 0.2), "b": (0.8, 0.01, 0.2), "chexnet": (0.7, math.nan, math.nan)}, None),
-        ({"a": (0.8, math.nan, math.nan), "chexnet": (0.7, math.nan, math.nan)}, None),
-        # The difference is over what both know, so its sign need not be that of the difference of the averages.
-        ({"a": (0.8, -0.2, -0.1), "chexnet": (0.7, math.nan, math.nan)}, None),
-        ({"a": (0.6, 0.1, 0.2), "chexnet": (0.7, math.nan, math.nan)}, None),
-        ({"a": (math.nan,) * 3, "chexnet": (0.7, math.nan, math.nan)}, None),
-        ({"a": (0.8, math.nan, math.nan), "b": (0.7, math.nan, math.nan)}, None),
-    ],
-)
-def test_the_best_is_marked_only_where_its_lead_is_beyond_chance(rows, best):
-    scores = pd.DataFrame.from_dict(rows, orient="index", columns=["auc", "difference_low", "difference_high"])
-    assert page.best_of_row(scores) == best
-
-
-def test_the_mark_is_bold():
-    assert page.with_interval(0.5, 0.4, 0.6, best=True) == "<b>0.500</b> <small>[0.400, 0.600]</small>"
-    assert page.with_interval(0.5, math.nan, math.nan) == "0.500 <small>*</small>"
+def test_texts_show_as_they_are(small_set, tmp_path, monkeypatch):
+    """Of a set that does not know its patients; one of two films of one's own is too many."""
+    data = replace(load_set(small_set / "noise"), findings=("<i>", "b_c"), patients=False)
+    (tmp_path / "results").mkdir()
+    for name in ("roc", "auc"):
+        (tmp_path / "results" / f"{name}.png").write_bytes(b"png")
+    best, other = Cell("0.9", "[0.8, 1.0]", best=True), Cell("0.5", "*", " (of 1)")
+    rows = [("<i>", [Cell("3"), best, other]), ("b_c", [Cell("2"), other, best]), ("mean", [Cell(""), other, other])]
+    monkeypatch.setattr(page, "SHOWN", 1)
+    films = {name: {} for name in (FILM, "z.png")}
+    page.write_page(tmp_path, data, Table(["finding", "films", "a_b", "c"], rows), ["a > b"], {}, films, {})
+    text = (tmp_path / "results" / "index.html").read_text(encoding="utf-8")
+    assert "<th>a_<wbr>b</th>" in text  # a long name may go on in a second line
+    assert "<td><b>0.9</b> <small>[0.8, 1.0]</small></td><td>0.5 <small>*</small> (of 1)</td>" in text
+    summary, findings = parsed(tmp_path).tables
+    assert [row[0] for row in findings[1:]] == ["<i>", "b c", "mean"] and summary[0] == ["network", "mean"]
+    texts = parsed(tmp_path).texts
+    assert "a > b" in texts and "32 films. The AUC is" in text
+    assert FILM in texts and "z.png" not in texts and "Not shown here: 1. All sheets are in the folder" in texts
 
 
 # --- Runs
 
 
-def settings_of(out, run_name):
-    """{setting: value} of a run in the last table."""
-    header, *rows = parsed(out).tables[-1]
-    column = [name.strip() for name in header].index(run_name)
-    return {row[0]: row[column] for row in rows}
+def test_settings_and_versions_are_those_of_the_run(made, tmp_path):
+    saved = torch.load(made / "weights" / "chexnet_net.pth", weights_only=True)
+    record = {"settings": saved["settings"], "environment": {"commit": "abc", "threads": 3}}
 
+    def shown():
+        return {label: cells[0].text for label, cells in page.describe_runs(tmp_path, {"chexnet": (None, saved)}).rows}
 
-def test_settings_and_versions_are_those_of_the_run(copy, small_set):
-    folder = copy / "weights" / "chexnet"
-    folder.mkdir()
-    settings = torch.load(copy / "weights" / "chexnet_net.pth", weights_only=True)["settings"]
-    record = {"settings": settings, "environment": {"commit": "abc<i>", "threads": 3}}
-    (folder / "settings.json").write_text(json.dumps(record))
-    make(small_set, copy, films=False)
-    shown = settings_of(copy, "chexnet")
-    assert (shown["crop"], shown["commit"], shown["threads"], shown["best epoch"]) == ("32", "abc<i>", "3", "1")
-    assert shown["checksum"] == settings["checksum"][:12]
-    assert settings_of(copy, "search of first_order")["torch"] == "9.8.7"
-    record["settings"]["crop"] = 64  # another run's, by now
+    (tmp_path / "weights" / "chexnet").mkdir(parents=True)
+    at = tmp_path / "weights" / "chexnet" / "settings.json"
+    at.write_text(json.dumps(record))
+    expected = {"best epoch": "1", "its val AUC": "0.500", "checksum": saved["settings"]["checksum"][:12]}
+    expected |= {"dataset": "noise", "crop": "32"}
+    assert shown() == expected | {"commit": "abc", "threads": "3"}
+    record["settings"] = saved["settings"] | {"crop": 64}  # another run's, by now
     for text in (json.dumps(record), "{", "[]", '{"settings": 1}'):
-        (folder / "settings.json").write_text(text)
-        make(small_set, copy, films=False)
-        shown = settings_of(copy, "chexnet")
-        assert (shown["crop"], shown.get("commit", "–")) == ("32", "–")
+        at.write_text(text)
+        assert shown() == expected
 
 
-def test_a_search_that_has_found_other_cells_is_not_shown(copy, small_set):
-    save_genotype(copy / "search_first_order" / "genotype.txt", PUBLISHED["DARTS_V2"])
-    make(small_set, copy, films=False)
-    assert not {"Cells of first_order", "The search of first_order"} & parsed(copy).pictures().keys()
-    assert "search of first_order" not in [name.strip() for name in parsed(copy).tables[-1][0]]
-
-
-def test_more_films_than_a_page_holds_are_counted(copy, small_set, monkeypatch):
-    monkeypatch.setattr(page, "SHOWN", 1)
-    shutil.copy(copy / "own" / FILM, copy / "own" / "z.png")
-    make(small_set, copy)
-    texts = parsed(copy).texts
-    assert FILM in texts and "z.png" not in texts and "Not shown here: 1. All sheets are in the folder" in texts
+def test_a_search_is_shown_while_it_has_the_cells_of_the_network(made, tmp_path):
+    header, *rows = parsed(made).tables[-1]
+    assert header == ["setting", "search of first_order", "first_order", "chexnet"]
+    assert ["torch", "9.8.7", "–", "–"] in rows and ["c", "123", "4", "–"] in rows
+    saved = torch.load(made / "weights" / "first_order_net.pth", weights_only=True)
+    assert page.find_search(made, "first_order", saved) == made / "search_first_order"
+    (tmp_path / "search_first_order").mkdir()
+    save_genotype(tmp_path / "search_first_order" / "genotype.txt", PUBLISHED["DARTS_V2"])
+    assert page.find_search(tmp_path, "first_order", saved) is None

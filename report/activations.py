@@ -1,0 +1,93 @@
+"""Class activation maps: what each place of a film adds to the logit of a finding, as numbers and as pictures."""
+
+import textwrap
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+from torch.nn import functional as F
+
+from report.cells import SMALL, save_picture
+from report.figures import make_panels
+from scores import BASELINE
+
+LOWERS, RAISES = "#2f86d6", "#ffb000"  # colours of what lowers a logit, and of what raises it
+
+
+class Sheet(NamedTuple):
+    """Films side by side: three sequences of one length."""
+
+    films: list  # uint8 (H, W)
+    maps: list  # float (h, w), to be laid over the film; None shows the film alone
+    captions: list
+
+
+def class_activation(network, films):
+    """What each place of the last feature map adds to each logit: films (B, 3, H, W) -> (B, findings, h, w).
+
+    The network, a model_eval.Network or chexnet.CheXNet in eval mode, ends in global average pooling and one linear
+    layer. Both are linear, so they can be exchanged: the mean of a map is the logit minus the layer's bias, exactly.
+    """
+    with torch.no_grad():
+        return torch.einsum("fc,bchw->bfhw", network.classifier.weight, network.features(films))
+
+
+def overlay(film, values):
+    """A film, uint8 (H, W), under its see-through activation map (h, w) -> uint8 (H, W, 3).
+
+    Each map has a scale of its own: clear at zero, 70 % colour where it is farthest from zero.
+    """
+    smooth = F.interpolate(torch.tensor(values, dtype=torch.float64)[None, None], film.shape, mode="bilinear")
+    share = smooth[0, 0, :, :, None].numpy() / (np.abs(values).max() or 1)
+    opacity, colour = 0.7 * np.abs(share), 255 * np.where(share < 0, to_rgb(LOWERS), to_rgb(RAISES))
+    return (film[:, :, None] * (1 - opacity) + colour * opacity).round().astype(np.uint8)
+
+
+def map_note(maps):
+    """A line on how to read maps, each (h, w) or None; "" where none is a map."""
+    shapes = [values.shape for values in maps if values is not None]
+    if not shapes:
+        return ""
+    height, width = shapes[0]
+    values = f"{height} × {width} values, drawn smoothly" if height * width > 1 else "one value only"
+    return f"Each map has a scale of its own, and {values}."
+
+
+def draw_sheet(path, sheet):
+    """Draw the films of a `Sheet` with their captions, and with their maps over them, see `overlay`."""
+    figure, panels = make_panels(len(sheet.films), 6, 1.8, 2.3)
+    for axes, film, values, caption in zip(panels, *sheet, strict=True):
+        axes.imshow(film if values is None else overlay(film, values), cmap="gray", vmin=0, vmax=255)
+        axes.set(xticks=(), yticks=())
+        lines = caption.replace("_", " ").split("\n")
+        axes.set_xlabel("\n".join(textwrap.fill(line, 24) for line in lines), fontsize=SMALL)
+    if note := map_note(sheet.maps):
+        scale = ScalarMappable(Normalize(-1, 1), LinearSegmentedColormap.from_list("", (LOWERS, "#b8b8b8", RAISES)))
+        bar = figure.colorbar(scale, ax=list(panels), ticks=(-1, 0, 1), shrink=0.8)
+        bar.ax.set_yticklabels(("lowers\nthe logit", "0", "raises\nthe logit"), fontsize=SMALL)
+        figure.supxlabel(note, fontsize=SMALL)
+    save_picture(figure.savefig, path)
+
+
+def draw_examples(folder, films, findings, probabilities, networks):
+    """Draw a film with each finding, films.png, and what two networks look at there, activation_<network>.png.
+
+    The two are the first network and CheXNet. films: a split as `dataset.Films`; networks {name: (network, ...)};
+    probabilities {name: (N, findings)}. Returns {name of each of the two: `Sheet`}.
+    """
+    labels = films.labels.cpu().numpy()
+    present = np.flatnonzero(labels.any(axis=0))
+    index = labels[:, present].argmax(axis=0)  # the first film with each of these findings
+    grey = films.whole(torch.from_numpy(index).to(films.labels.device))
+    batch, grey = films.normalise(grey), grey.round().byte().cpu().numpy()
+    found = [", ".join(findings[k] for k in np.flatnonzero(row)) for row in labels[index]]
+    draw_sheet(folder / "films.png", Sheet(grey, [None] * len(grey), found))
+    sheets = {}
+    for name in [name for k, name in enumerate(networks) if k == 0 or name == BASELINE]:
+        maps = class_activation(networks[name][0], batch)[np.arange(len(present)), present].cpu().numpy()
+        captions = [f"{findings[k]}\n{probabilities[name][i, k]:.2f}" for i, k in zip(index, present, strict=True)]
+        sheets[name] = Sheet(grey, maps, captions)
+        draw_sheet(folder / f"activation_{name}.png", sheets[name])
+    return sheets
