@@ -51,10 +51,12 @@ def draw_patients(patients, resamples, seed):
 
 
 def weighted_auc(positive, scores, weights):
-    """The AUC of one finding in each resample, (resamples,); NaN where a class is missing.
+    """The AUC of one finding in each resample, (resamples,); NaN where a class is missing, or a score is NaN.
 
     positive (N,) bool; scores (N,); weights (resamples, N): how often a film counts.
     """
+    if np.isnan(scores).any():
+        return np.full(len(weights), math.nan)
     order = np.argsort(scores)
     positive, scores, weights = positive[order], scores[order], weights[:, order]
     negatives = np.pad(np.cumsum(weights * ~positive, axis=1), ((0, 0), (1, 0)))  # column n: among the n lowest
@@ -107,15 +109,11 @@ def auc_table(labels, patients, probabilities, seed, resamples, min_patients, fi
     scored = one_sided.mean(axis=0) <= 0.01
     few = np.array([len(np.unique(patients[column])) < min_patients for column in positive.T])
 
-    auc = {name: auc_per_finding(labels, p) for name, p in probabilities.items()}
-    resampled = {}
+    auc, resampled, tables = {}, {}, {}
     for name, p in probabilities.items():
-        known = ~np.isnan(p).any(axis=0)
-        resampled[name] = np.full((resamples, len(findings)), math.nan)
-        for k in np.flatnonzero(known):
-            resampled[name][:, k] = weighted_auc(positive[:, k], p[:, k], weights)
-
-    tables = {}
+        auc[name] = auc_per_finding(labels, p)
+        columns = [weighted_auc(*column, weights) for column in zip(positive.T, p.T, strict=True)]
+        resampled[name] = np.stack(columns, axis=1)  # (resamples, findings)
     for name in probabilities:
         averaged = scored & ~np.isnan(auc[name])
         columns = [with_limits(add_average(auc[name], averaged), add_average(resampled[name], averaged), few)]
@@ -125,12 +123,9 @@ def auc_table(labels, patients, probabilities, seed, resamples, min_patients, fi
             columns.append(with_limits(*gaps, few))
         table = pd.DataFrame(np.hstack(columns), [*findings, AVERAGE], COLUMNS[: 3 * len(columns)])
         tables[name] = table.reindex(columns=COLUMNS).assign(averaged=[*averaged.astype(int), averaged.sum()])
+    table = pd.concat(tables, names=["network", "finding"])
     left_out = dict(zip(findings, one_sided.sum(axis=0).tolist(), strict=True))
-    return (
-        pd.concat(tables, names=["network", "finding"]),
-        [finding for finding, inside in zip(findings, scored, strict=True) if inside],
-        left_out,
-    )
+    return table, [finding for finding, inside in zip(findings, scored, strict=True) if inside], left_out
 
 
 def write_scores(path, table):

@@ -47,12 +47,8 @@ def overlay(film, values):
 
 def map_note(maps):
     """A line on how to read maps, each (h, w) or None; "" where none is a map."""
-    shapes = [values.shape for values in maps if values is not None]
-    if not shapes:
-        return ""
-    height, width = shapes[0]
-    values = f"{height} × {width} values, drawn smoothly" if height * width > 1 else "one value only"
-    return f"Each map has a scale of its own, and {values}."
+    shapes = [f"{values.shape[0]} × {values.shape[1]}" for values in maps if values is not None]
+    return f"Each map has a scale of its own, and {shapes[0]} values, drawn smoothly." if shapes else ""
 
 
 def draw_sheet(path, sheet):

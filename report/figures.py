@@ -28,7 +28,7 @@ STYLES = [{"color": c, "ls": line, "marker": m} for c, line, m in zip(COLOURS, L
 
 def make_panels(count, columns, width, height):
     """A figure and its `count` axes of `width` × `height` inches, at most `columns` in a row. No labels overlap."""
-    columns = min(columns, count)
+    columns = min(columns, max(count, 3))  # the legend of a single panel needs the width of three
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -97,7 +97,8 @@ def draw_roc(path, labels, probabilities, findings):
 
     labels (N, findings) of 0 and 1; probabilities {model: (N, findings)}, NaN for findings that a model does not know.
     """
-    figure, panels = make_panels(len(findings), 5, 2.1, 2.2)
+    height = 2.2 if len(findings) > 5 else 3.2  # inches; one row alone needs room for the label of the y axis
+    figure, panels = make_panels(len(findings), 5, 2.1, height)
     styles = [style | {"marker": ""} for style, _ in zip(cycle(STYLES), probabilities, strict=False)]
     for k, axes in enumerate(panels):
         axes.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))

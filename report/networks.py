@@ -52,10 +52,7 @@ def find_networks(folder, data, second_order, optional):
     networks, foreign = {}, {}
     for path in sorted(Path(folder).glob("*_net.pth")):
         name = path.name.removesuffix("_net.pth")
-        try:
-            check_name(name)
-        except InputError as error:
-            raise InputError(f"{path}: {error}: rename it") from None
+        check_name(name)
         network, saved = load_network(path)
         if saved["settings"]["checksum"] != data.checksum:
             trained_on = saved["settings"]["dataset"]
@@ -66,15 +63,11 @@ def find_networks(folder, data, second_order, optional):
         else:
             networks[name] = network, saved
 
-    path = Path(folder) / f"{selected}_net.pth"
-    command = f"'python val_train.py{' --second-order' * second_order}'"
-    if selected not in networks and not optional:
-        if second_order or not networks:
-            if selected in foreign:
-                raise InputError(f"{foreign[selected]}: give --out the folder of this set's runs")
-            raise InputError(f"{path} is missing: run {command} first, with the same --out")
-        if selected not in foreign:
-            print(f"{path} is not there: {command} makes it")
+    if selected not in networks and not optional and (second_order or not networks):
+        if selected in foreign:
+            raise InputError(f"{foreign[selected]}: give --out the folder of this set's runs")
+        command = f"'python val_train.py{' --second-order' * second_order}'"
+        raise InputError(f"{Path(folder) / selected}_net.pth is missing: run {command} first, with the same --out")
     for problem in foreign.values():
         print(f"{problem}, left out")
     return {name: networks[name] for name in sorted(networks, key=lambda n: (n == BASELINE, n != selected, n))}

@@ -99,28 +99,28 @@ def find_search(out, name, saved):
     return folder if same else None
 
 
-def read_record(folder, settings=None):
-    """Settings and versions of the run in a folder, {name: value}; with `settings` only if it is the run with these.
-
-    Where it is another run, or its record is lost or damaged, `settings` are returned.
-    """
+def read_record(folder):
+    """What the settings.json of a run holds; an empty dict where it is lost or damaged."""
     try:
-        record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        if settings in (None, record["settings"]):
-            return record["settings"] | record["environment"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return settings or {}
+        return json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def describe_runs(out, networks):
-    """The `Table` of settings and versions: a column for each training and for each search that led to one."""
+    """The `Table` of settings and versions: a column for each training and for each search that led to one.
+
+    A training's versions are known while its folder in `out` still holds the run with the settings of the weights file.
+    """
     runs = {}
     for name, (_, saved) in networks.items():
-        if "genotype" in saved["settings"] and (folder := find_search(out, name, saved)):
-            runs[f"search of {name}"] = read_record(folder)
-        best = {"best epoch": saved["epoch"], "its val AUC": f"{saved['val_auc']:.3f}"}
-        runs[name] = best | read_record(out / "weights" / name, saved["settings"])
+        settings = saved["settings"]
+        if "genotype" in settings and (folder := find_search(out, name, saved)):
+            record = read_record(folder)
+            runs[f"search of {name}"] = record.get("settings", {}) | record.get("environment", {})
+        record = read_record(out / "weights" / name)
+        versions = record["environment"] if record.get("settings") == settings else {}
+        runs[name] = {"best epoch": saved["epoch"], "its val AUC": f"{saved['val_auc']:.3f}"} | settings | versions
     rows = []
     for setting in dict.fromkeys(["best epoch", "its val AUC", *(name for run in runs.values() for name in run)]):
         if setting not in ("genotype", "findings"):  # which the page shows elsewhere

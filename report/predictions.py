@@ -26,12 +26,9 @@ def read_others(items, taken, films, findings):
     others = {}
     for item in items:
         name, _, path = (part.strip() for part in item.partition("="))
-        try:
-            check_name(name)
-        except InputError as error:
-            raise InputError(f"--predictions {item!r}: {error}") from None
         if not path or name in taken or name in others:
             raise InputError(f"--predictions {item!r}: must be NAME=FILE.csv, with a name that is not yet in use")
+        check_name(name)
         others[name] = read_predictions(path, films, findings)
     return others
 
@@ -99,17 +96,15 @@ def find_columns(path, header, findings):
         return places[0] if places else None
 
     place = find("Image Index")
-    if place is None:
-        raise InputError(f"{path}: no column 'Image Index'; its columns: {shown(header)}")
-    found = {k: find(finding) for k, finding in enumerate(findings)}
-    columns = {k: column for k, column in found.items() if column is not None}
+    columns = {k: column for k, finding in enumerate(findings) if (column := find(finding)) is not None}
     others = [name for k, name in enumerate(names) if k != place and k not in columns.values()]
     for finding in [finding for k, finding in enumerate(findings) if k not in columns]:
         if near := difflib.get_close_matches(plain(finding), others, 1, 0.8):
             meant = header[names.index(near[0])]
             raise InputError(f"{path}: no column 'prob_{finding}'; is {meant!r} meant? Its columns: {shown(header)}")
-    if not columns:
-        raise InputError(f"{path}: no column of a finding, such as 'prob_{findings[0]}'; its columns: {shown(header)}")
+    if place is None or not columns:
+        wanted = "'Image Index'" if place is None else f"of a finding, such as 'prob_{findings[0]}'"
+        raise InputError(f"{path}: no column {wanted}; its columns: {shown(header)}")
     return place, columns
 
 

@@ -130,16 +130,9 @@ def test_a_map_has_a_scale_of_its_own_with_zero_in_the_middle():
     assert grey[1] - grey[0] > 0.2  # print in grey tells them apart
 
 
-@pytest.mark.parametrize(
-    ("maps", "text"),
-    [
-        ([None, np.zeros((2, 3))], "Each map has a scale of its own, and 2 × 3 values, drawn smoothly."),
-        ([np.zeros((1, 1))], "Each map has a scale of its own, and one value only."),
-        ([None], ""),
-    ],
-)
-def test_coarse_maps_say_so(maps, text):
-    assert activations.map_note(maps) == text
+def test_coarse_maps_say_so():
+    note = "Each map has a scale of its own, and 2 × 3 values, drawn smoothly."
+    assert activations.map_note([None, np.zeros((2, 3))]) == note and activations.map_note([None]) == ""
 
 
 # --- Every picture
