@@ -16,10 +16,15 @@ bfloat16 is autocast over float32 weights, as on a GPU.
 import argparse
 import copy
 import platform
+import sys
 from datetime import date
+from pathlib import Path
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as criterion
+
+if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import utils
 from architect import Architect
@@ -98,7 +103,9 @@ def compare(architect, trn, val, smooth):
 
 def main():
     parser = argparse.ArgumentParser(description="Compares the products of the second order on phantom films.")
-    parser.add_argument("--data", default="data", help="folder of the prepared sets")
+    parser.add_argument(
+        "--data", default=str(Path(__file__).resolve().parents[1] / "data"), help="folder of the prepared sets"
+    )
     parser.add_argument("--dataset", default="phantom", help="the set")
     parser.add_argument("--tiny", action="store_true", help="the smallest setting")
     options = parser.parse_args()

@@ -21,6 +21,9 @@ from statistics import median
 
 import torch
 
+if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import model_eval
 import model_search
 import textbook
@@ -111,7 +114,7 @@ def matrix_product():
 
 def peak_memory(side, order, setting):
     """Peak resident memory, GB, of a process that makes two search steps (Linux)."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--setting", setting, "--memory-of", side, order]
+    command = [sys.executable, __file__, "--setting", setting, "--memory-of", side, order]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
