@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from support.files import InputError, lock, write
+from support.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = threading.Event()  # set when a part fails: no other part begins, and no other script
@@ -24,36 +27,59 @@ FACTS |= {"commit": str, "torch": str, "device": str, "threads": int, "date": st
 
 
 def make_parser(doc, name, **scripts):
-    """The options that these benchmarks share. name: what the folder and the CSV are called.
+    """A parser with the options that these benchmarks share. name: that of the folder and of the CSV.
 
-    scripts {option: script}: options that hold a script's own, in one string.
+    scripts {option: script}: each option takes those of a script, in one string.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="parts that run side by side, one thread each")
-    parser.add_argument("--data", default="data", help="folder of the prepared sets")
+    parser.add_argument("--data", default=str(ROOT / "data"), help="folder of the prepared sets")
     parser.add_argument("--out", default=name, help="where everything is written")
-    parser.add_argument("--rows", metavar="FILE", help=f"only make what is made of a {name}.csv, beside it")
+    rows = f"only make the table and the figure of the rows of these {name}.csv, beside the first"
+    parser.add_argument("--rows", nargs="+", metavar="FILE", help=rows)
     for option, file in scripts.items():
         example = f'options for {file} in one string: --{option}="--batch-size 16"'
         parser.add_argument(f"--{option}", default=[], type=shlex.split, help=example)
     return parser
 
 
-def read_rows(path, columns):
-    """Rows that `collect` wrote, as a data frame. columns {name: type} must be there. Raises InputError."""
-    try:
-        rows = pd.read_csv(path, dtype=columns)
-    except ValueError as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path}: not rows of this benchmark ({error})") from None
-    if missing := [name for name in columns if name not in rows]:
-        raise InputError(f"{path}: not rows of this benchmark (no {', '.join(missing)} in its header)")
+def script_settings(name, options):
+    """The settings that a script has with these options. Raises InputError."""
+    return parse_settings(ROOT / name, options)
+
+
+def read_rows(paths, columns, key):
+    """The rows of CSV files that `collect` wrote, as one data frame. Raises InputError.
+
+    columns {name: type}: every file must have them. key: no two rows may have the same values in these columns.
+    """
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pd.read_csv(path, dtype=columns))
+        except ValueError as error:  # pandas' parser errors are ValueErrors
+            raise InputError(f"{path}: not rows of this benchmark ({error})") from None
+        if missing := [name for name in columns if name not in tables[-1]]:
+            raise InputError(f"{path}: not rows of this benchmark (no {', '.join(missing)} in its header)")
+    rows = pd.concat(tables, ignore_index=True)
+    again = rows.loc[rows.duplicated(key), key]
+    if len(again):
+        row = ", ".join(f"{name} {value}" for name, value in again.iloc[0].items())
+        raise InputError(f"{', '.join(map(str, paths))}: two rows are of {row}: leave one out")
     return rows
 
 
-def collect(path, read, key, parts, jobs):
-    """Run the parts `side_by_side`; each returns a row, a dict. Returns all rows of the CSV `path`, as `read` does.
+def format_table(columns, rows, notes):
+    """A Markdown table with notes below it. rows: lists of texts; columns: the names of all but the first column."""
+    lines = ["| | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
+    return "\n".join([*lines, "", notes]) + "\n"
 
-    A row goes there when its part ends, in the place of one with the same values of `key`. Other rows stay.
+
+def collect(path, read, key, parts, jobs):
+    """Run the parts `side_by_side`; each returns a row, a dict. Returns all rows of the CSV `path`, as `read` reads it.
+
+    A row is written there when its part ends, and replaces a row with the same values of `key`. Other rows stay.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = lock(path.with_suffix(".lock"))
@@ -72,16 +98,16 @@ def collect(path, read, key, parts, jobs):
         return row
 
     if path.exists():
-        read(path)  # before anything runs for hours
+        read([path])  # before anything runs for hours
     save(side_by_side([partial(finish, part) for part in parts], jobs))  # in the order of the parts
     held.release()
-    return read(path)
+    return read([path])
 
 
 def script(name, out, *arguments):
-    """Run a script with --out `out` and these arguments; what it says goes to output.txt there.
+    """Run a script with --out `out` and these arguments; what it prints goes to output.txt there.
 
-    A run that is finished is left as it is, one that was stopped goes on. Where it fails, the benchmark ends.
+    The script leaves a finished run as it is and goes on with a stopped one. Where it fails, the benchmark ends.
     """
     if STOPPED.is_set():
         raise SystemExit(1)
@@ -100,7 +126,7 @@ def script(name, out, *arguments):
 
 
 def side_by_side(parts, jobs):
-    """The results of `parts`, functions, of which up to `jobs` run at once. Where one fails, no other begins."""
+    """Call the functions `parts`, up to `jobs` at once; their results in order. Where one fails, no other begins."""
     if jobs < 1:
         raise InputError(f"--jobs is {jobs} and must be at least 1")
     STOPPED.clear()
@@ -135,6 +161,13 @@ def side_by_side(parts, jobs):
     return [future.result() for future in results]
 
 
+def processor():
+    """What this machine's processor is called, such as "AMD EPYC"."""
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux, where platform.processor() is empty or says x86_64
+    named = re.search(r"^model name\s*:\s*(.+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return named[1] if named else platform.processor()
+
+
 def facts(folder):
     """What a run's folder says of it, for a row of a table: FACTS and its genotype."""
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -147,5 +180,6 @@ def facts(folder):
         # The first epoch warms up.
         "epoch_seconds": round((seconds[-1] - seconds[1]) / (len(seconds) - 2), 2) if len(seconds) > 2 else seconds[-1],
         "genotype": record["settings"].get("genotype", "").removeprefix("genotype = "),
+        "processor": processor(),
         **{name: record["environment"][name] for name in ("commit", "torch", "device", "threads", "date")},
     }

@@ -160,7 +160,7 @@ def draw_quality(path, curves):
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center")
     save_picture(figure.savefig, path)
 
 

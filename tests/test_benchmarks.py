@@ -1,4 +1,4 @@
-"""The benchmarks at their smallest: they run, and print every row they promise."""
+"""The benchmarks at their smallest, what they do when a part fails, and their statistics on a few numbers."""
 
 import importlib
 import json
@@ -17,12 +17,18 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import compare, hypergradient, parts, quality, recipes, speed
-from genotypes import PUBLISHED, random_genotype
+from benchmarks import compare, hypergradient, parts, speed, stats, trainings
+from genotypes import PUBLISHED, load_genotype, random_genotype
+from model_eval import Network
 from scores import AVERAGE, COSTS, read_scores
 from support import settings
 from support.files import InputError
 from tests.test_scripts import NETWORK, ROOT, SMALL
+
+DARTS_V1, DARTS_V2 = PUBLISHED["DARTS_V1"], PUBLISHED["DARTS_V2"]
+CHEXNET = " ".join(SMALL[2:])  # without the set, which the benchmarks choose
+CELL = " ".join([*SMALL[2:], *NETWORK])
+ON_NOISE = ["--dataset", "noise", "--search", CELL, "--train", CELL, "--chexnet", CHEXNET]
 
 
 @pytest.mark.long
@@ -31,14 +37,11 @@ def test_speed_prints_every_row(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["speed", "--setting", "tiny", "--steps", "1"])
     speed.main()
     text = capsys.readouterr().out
-    rows = ["first order", "second order", "exact product"]
-    rows = [f"search step, {row}" for row in rows]
+    rows = [f"search step, {row}" for row in ("first order", "second order", "exact product")]
     rows += [f"{name}, {what}" for name in ("derived network", "CheXNet") for what in ("training step", "inference")]
     assert [line.split(" | ")[0].strip("| ") for line in text.splitlines() if " s | " in line] == rows
     assert "A second-order step takes" in text
-    assert re.search(
-        r"a first-order step makes \d+ G multiply-adds, \d+ G a second; a matrix product makes \d+ G", text
-    )
+    assert re.search(r"step makes \d+ G multiply-adds, \d+ G a second; a matrix product makes \d+ G", text)
 
 
 @pytest.mark.long
@@ -46,10 +49,7 @@ def test_speed_prints_every_row(capsys, monkeypatch):
 def test_memory_is_measured_in_a_process_of_its_own():
     """A parent that has used much more must not count."""
     torch.ones(500_000_000)  # 2 GB, given back at once
-    options = ["--setting", "tiny", "--memory-of", "ours", "second"]
-    command = [sys.executable, "-m", "benchmarks.speed", *options]
-    result = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert 0.1 < float(result.stdout) < 1.5
+    assert 0.1 < speed.peak_memory("ours", "second", "tiny") < 1.5
 
 
 @pytest.mark.long
@@ -62,167 +62,160 @@ def test_hypergradient_prints_every_precision_and_radius(capsys, monkeypatch, sm
     for precision in hypergradient.PRECISIONS:
         rows = [line for line in text.splitlines() if line.startswith(f"| {precision} ")]
         assert len(rows) == 4 * (len(hypergradient.RADII) + 2)
-    # Float64, the smooth twin, a small radius: the differences are right there.
+    # In float64, on the smooth twin, differences of a small radius are right.
     fresh_smooth = text.split("### fresh, smooth twin")[1].split("###")[0]
     (row,) = [line for line in fresh_smooth.splitlines() if line.startswith("| float64 | 1e-04")]
     assert float(row.split("|")[4]) < 1e-4
 
 
+# --- Trainings
+
+
 @pytest.fixture
 def here(monkeypatch, small_set, table_alone):
-    """Scripts in this process, not in one of their own; options of a smallest set and network."""
+    """Scripts run in this process, one after the other; returns the option that chooses the folder of small sets."""
 
     def run(name, out, *arguments):
         module = importlib.import_module(name.removesuffix(".py"))
         settings.start(module.main, ROOT / name, list(map(str, ["--out", out, *arguments])))
 
-    for module in (compare, quality, recipes):
+    for module in (compare, trainings):
         monkeypatch.setattr(module, "script", run)
-    for module in (parts, quality):
+    for module in (parts, trainings):
         monkeypatch.setattr(module, "side_by_side", lambda parts, jobs: [part() for part in parts])
-    small = " ".join(SMALL[2:])
-    networks = ["--train", " ".join([small, *NETWORK]), "--chexnet", small]
-    return ["--dataset", "noise", "--data", str(small_set), *networks]
+    return ["--data", str(small_set)]
 
 
 @pytest.mark.long
-def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, capsys, monkeypatch):
+def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "DRAWS", 2)
-    options = [*here, "--out", str(tmp_path), "--search", " ".join([*SMALL[2:], *NETWORK])]
-    parts = ["first_order=1", "second_order_exact=1", "random=1", "random=2-2", "random_small=1", "DARTS_V1=1"]
-    parts += ["chexnet_equal_time=1", "chexnet=1"]
-    measured = []  # all are twice as fast as the reference: twice the epochs
-    monkeypatch.setattr(compare, "step_ratio", lambda *of: measured.append(of) or 0.5)
-    compare.main([*parts, *options])
+    monkeypatch.setattr(compare, "step_ratio", lambda *of: 0.5)  # twice as fast as the reference: twice the epochs
+    rows = ["first_order=1", "second_order_exact=1", "random=1", "random=2-2", "random_small=1", "DARTS_V1=1"]
+    options = [*rows, "chexnet_equal_time=1", "chexnet=1", *here, *ON_NOISE, "--out", str(tmp_path)]
+    compare.main(options)
     trained = pd.read_csv(tmp_path / "compare.csv").set_index(["row", "seed"])
-    assert [f"{row}_{seed}" for row, seed in sorted(trained.index)] == sorted(
-        path.name for path in tmp_path.iterdir() if path.is_dir()
-    )
-    for row, seed, name in (
-        ("second_order_exact", 1, "second_order"),
-        ("random", 2, "random_2"),
-        ("random_small", 1, "random_small"),
-        ("chexnet_equal_time", 1, "chexnet"),
-        ("chexnet", 1, "chexnet"),
-    ):
+    assert len(trained) == 8 and (trained["processor"] == parts.processor()).all() and parts.processor()
+    for row, seed in trained.index:
+        name = "chexnet" if row.startswith("chexnet") else f"{row}_cell"
         scores = read_scores(tmp_path / f"{row}_{seed}" / "results" / "auc.csv").loc[(name, AVERAGE)]
-        assert trained.loc[(row, seed), ["test_auc", *COSTS]].to_list() == pytest.approx(
-            scores[["auc", *COSTS]].to_list(), abs=1e-4
-        )
-    assert trained.loc[("random", 2), "genotype"] == str(random_genotype(2))
-    assert trained["epochs"][["DARTS_V1", "chexnet_equal_time", "chexnet"]].to_list() == [2, 2, 1]
-    record = json.loads((tmp_path / "second_order_exact_1/search_second_order/settings.json").read_text())
+        in_row = trained.loc[(row, seed), ["test_auc", *COSTS]].to_list()
+        assert in_row == pytest.approx(scores[["auc", *COSTS]].to_list(), abs=1e-4)
+    assert trained["genotype"]["random", 2] == str(random_genotype(2))
+    search = tmp_path / "second_order_exact_1" / "search_second_order"
+    assert trained["genotype"]["second_order_exact", 1] == str(load_genotype(search / "genotype.txt"))
+    record = json.loads((search / "settings.json").read_text())
     assert record["settings"]["exact_product"] and record["settings"]["seed"] == 1
+    assert trained["epochs"][["DARTS_V1", "chexnet_equal_time", "chexnet"]].to_list() == [2, 2, 1]
     text = (tmp_path / "compare.md").read_text()
-    average, deviation = trained.loc["random", "test_auc"].agg(["mean", "std"])
+    average, deviation = trained["test_auc"]["random"].agg(["mean", "std"])
     assert f"| random | 2 | {average:.3f} ± {deviation:.3f} | – |" in text
     assert text.count("| first_order | ") == text.count("| second_order_exact | ") == 2  # and once among the draws
 
     made = {path: path.stat().st_mtime_ns for path in [*tmp_path.rglob("*_net.pth"), *tmp_path.rglob("auc.csv")]}
-    compare.main([*parts, *options])
-    assert len(measured) == 7 and {path: path.stat().st_mtime_ns for path in made} == made
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "compare.csv").rename(tmp_path / "rows" / "compare.csv")
-    compare.main(["--rows", str(tmp_path / "rows" / "compare.csv")])
-    assert (tmp_path / "rows" / "compare.md").read_text() == text and (tmp_path / "rows" / "compare.png").exists()
+    monkeypatch.setattr(compare, "step_ratio", None)  # it is not measured again
+    compare.main(options)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
 
     # A part that trains again is scored again, and its row takes the place of the old one among the others.
-    (tmp_path / "rows" / "compare.csv").rename(tmp_path / "compare.csv")
-    compare.main(
-        ["random=1", *options, "--train", f"{options[options.index('--train') + 1]} --one-cycle-lr 0.05 --fresh"]
-    )
+    compare.main(["random=1", *options[6:], "--train", f"{CELL} --one-cycle-lr 0.05 --fresh"])
     again = pd.read_csv(tmp_path / "compare.csv").set_index(["row", "seed"])
-    scores = read_scores(tmp_path / "random_1" / "results" / "auc.csv").loc[("random_1", AVERAGE)]
-    assert again.loc[("random", 1), "test_auc"] == scores["auc"] != trained.loc[("random", 1), "test_auc"]
+    scores = read_scores(tmp_path / "random_1" / "results" / "auc.csv").loc[("random_cell", AVERAGE)]
+    assert again["test_auc"]["random", 1] == scores["auc"] != trained["test_auc"]["random", 1]
     others = trained.index.drop(("random", 1))
     pd.testing.assert_frame_equal(again.loc[others], trained.loc[others])
-    with pytest.raises(InputError, match="search_first_order is a search, and --cells is for cells of others"):
-        compare.main(["first_order=1", *options, "--cells", str(tmp_path / "compare.csv")])
 
 
 @pytest.mark.long
 def test_compare_trains_the_cells_that_an_earlier_comparison_found(here, tmp_path):
-    earlier = tmp_path / "earlier.csv"
-    found = [("first_order", 1, 3), ("first_order", 2, 5), ("random", 2, 7)]
-    rows = [{"row": row, "seed": seed, "genotype": random_genotype(draw)} for row, seed, draw in found]
-    others = dict.fromkeys(compare.COLUMNS.keys() - rows[0].keys(), 1)
-    pd.DataFrame(rows).assign(**others | {"search_minutes": [3.25, 4.5, None]}).to_csv(earlier)
-    options = [*here, "--out", str(tmp_path / "out"), "--cells", str(earlier)]
+    rows = pd.read_csv(ROOT / "docs" / "compare.csv").set_index(["row", "seed"])
+    options = [*here, *ON_NOISE, "--out", str(tmp_path), "--cells", str(ROOT / "docs" / "compare.csv")]
     compare.main(["first_order=2-2", *options])
-    trained = pd.read_csv(tmp_path / "out" / "compare.csv").iloc[0]
-    assert trained["genotype"] == str(random_genotype(5)) and trained["search_minutes"] == 4.5
-    with pytest.raises(InputError, match=r"earlier\.csv: 0 rows are first_order of seed 3"):
-        compare.main(["first_order=1-3", *options])
-    assert not (tmp_path / "out" / "first_order_1").exists()  # said before anything is trained
+    trained = pd.read_csv(tmp_path / "compare.csv").iloc[0]
+    same = ["genotype", "search_minutes"]
+    assert trained[same].to_list() == rows.loc[("first_order", 2), same].to_list()
+    with pytest.raises(InputError, match=r"compare\.csv: 0 rows are first_order of seed 11"):
+        compare.main(["first_order=10-11", *options])
+    assert not (tmp_path / "first_order_10").exists()  # the error comes before any training
 
 
-@pytest.mark.long
-def test_quality_trains_for_the_minutes_asked_and_tables_them(here, tmp_path, capsys, monkeypatch):
-    facts = quality.facts  # 3 s an epoch, so that 6 and 12 s are 2 and 4 epochs, whatever the machine does
-    monkeypatch.setattr(quality, "facts", lambda run: facts(run) | {"epoch_seconds": 3})
-    here = [part.replace(" --epochs 1", "") for part in here]
-    options = ["DARTS_V1", "chexnet", "--minutes", "0.1", "0.2", *here, "--out", str(tmp_path)]
-    quality.main(options)
-    trained = pd.read_csv(tmp_path / "quality.csv")
-    assert trained[["network", "asked", "epochs"]].to_numpy().tolist() == [
-        ["DARTS_V1", 0.1, 2], ["chexnet", 0.1, 2], ["DARTS_V1", 0.2, 4], ["chexnet", 0.2, 4],
-    ]  # fmt: skip
-    weights = torch.load(tmp_path / "chexnet_0.2min_0" / "weights" / "chexnet_net.pth", weights_only=True)
-    assert trained["val_auc"][3] == weights["val_auc"] and trained["parameters_millions"][3] == 6.9682
-    text = (tmp_path / "quality.md").read_text()
-    assert f"| chexnet | 6.97 | {trained['val_auc'][1]:.3f} (2 epochs" in text
-    quality.main(["--rows", str(tmp_path / "quality.csv")])
-    assert (tmp_path / "quality.md").read_text() == text and (tmp_path / "quality.png").exists()
+def test_trainings_runs_every_command_on_every_set_with_every_seed(here, tmp_path):
+    command = f"val_train.py --genotype DARTS_V1 {CELL}"
+    commands = [command, f"{command} --one-cycle-lr 0.02"]
+    trainings.main([*commands, "--sets", "noise", "--seeds", "0", "3", *here, "--out", str(tmp_path)])
+    trained = pd.read_csv(tmp_path / "trainings.csv").set_index(["command", "seed"])
+    assert list(trained.index) == [(command, seed) for seed in (0, 3) for command in commands]
+    (weights,) = tmp_path.glob("*one_cycle_lr_*_noise_3/weights/DARTS_V1_net.pth")
+    saved = torch.load(weights, weights_only=True)
+    assert trained["val_auc"][commands[1], 3] == saved["val_auc"] and saved["settings"]["one_cycle_lr"] == 0.02
+    size = sum(p.numel() for p in Network(4, 14, 4, DARTS_V1).parameters()) / 1e6
+    assert trained["parameters_millions"].to_list() == pytest.approx([size] * 4, abs=1e-4)
+    first, second = trained.loc[command, "val_auc"]
+    cells = f"{size:.2f} | 1 | {trained['minutes'][command].mean():.1f} | {first:.3f} | {second:.3f}"
+    assert f"| `{command}` | {cells} | {(first + second) / 2:.3f} |" in (tmp_path / "trainings.md").read_text()
+    assert not (tmp_path / "trainings.png").exists()
 
 
-def test_recipes_trains_every_command_on_every_set_with_every_seed(here, tmp_path, capsys):
-    small = "val_train.py --genotype DARTS_V1 " + " ".join([*SMALL[2:], *NETWORK])
-    options = ["--sets", "noise", "--seeds", "0", "3", *here[2:4], "--out", str(tmp_path)]
-    recipes.main([small, f"{small} --recipe reference", *options])
-    trained = pd.read_csv(tmp_path / "recipes.csv").set_index(["command", "seed"])
-    assert list(trained.index) == [
-        (command, seed) for seed in (0, 3) for command in (small, f"{small} --recipe reference")
-    ]
-    saved = torch.load(
-        next(tmp_path.glob("*recipe_reference_*_small_3")) / "weights" / "DARTS_V1_net.pth", weights_only=True
-    )
-    assert trained["val_auc"][f"{small} --recipe reference", 3] == saved["val_auc"]
-    assert saved["settings"]["recipe"] == "reference"
-    text = (tmp_path / "recipes.md").read_text()
-    first, second = trained.loc[small, "val_auc"]
-    minutes = trained.loc[small, "minutes"].mean()
-    assert f"| `{small}` | 1 | {minutes:.1f} | {first:.3f} | {second:.3f} | {(first + second) / 2:.3f} |" in text
-    recipes.main(["--rows", str(tmp_path / "recipes.csv")])
-    assert (tmp_path / "recipes.md").read_text() == text
-    with pytest.raises(InputError, match="must begin with val_train"):
-        recipes.main(["rm -r data"])
-    with pytest.raises(InputError, match="No closing quotation"):
-        recipes.main(["val_train.py --genotype 'x"])
-    with pytest.raises(InputError, match="name at least one command"):
-        recipes.main([])
+def test_trainings_have_the_epochs_that_fit_into_the_minutes_asked(here, tmp_path, monkeypatch):
+    facts = trainings.facts  # every epoch takes 3 s, so that 6 and 12 s are 2 and 4 epochs, whatever the machine does
+    monkeypatch.setattr(trainings, "facts", lambda run: facts(run) | {"epoch_seconds": 3})
+    command = f"val_train.py --genotype DARTS_V1 {CELL}".replace(" --epochs 1", "")
+    options = [command, "--sets", "noise", *here, "--out", str(tmp_path), "--minutes", "0.1"]
+    trainings.main([*options, "0.2"])
+    trained = pd.read_csv(tmp_path / "trainings.csv")
+    assert trained[["asked_minutes", "epochs"]].to_numpy().tolist() == [[0.1, 2], [0.2, 4]]
+    assert (tmp_path / "trainings.png").exists()
+    trainings.main(options)  # the row takes the place of the old one
+    again = pd.read_csv(tmp_path / "trainings.csv").sort_values("asked_minutes", ignore_index=True)
+    pd.testing.assert_frame_equal(again, trained)
 
 
-def test_the_error_of_the_part_that_failed_first_is_shown(tmp_path):
+REFUSED = [
+    (compare, part, f"{part!r} must be ROW=N") for part in ("first_order", "first=3", "random=0", "=3", "random=3-2")
+]
+REFUSED += [
+    (trainings, "rm -r data", "must begin with val_train"),
+    (trainings, "val_train.py --genotype 'x", "No closing quotation"),
+    (trainings, "chexnet.py --seed=3", "leave out --seed, which this benchmark sets"),
+]
+
+
+@pytest.mark.parametrize(("module", "argument", "problem"), REFUSED)
+def test_what_cannot_be_run_is_named(module, argument, problem):
+    with pytest.raises(InputError, match=problem):
+        module.main([argument])
+
+
+def test_parts_run_side_by_side_and_end_where_one_fails(tmp_path):
+    both = threading.Barrier(2)  # each of two parts waits for the other
+    begun = []
+    assert sorted(parts.side_by_side([partial(both.wait, 60)] * 2, 2)) == [0, 1]
+    fails = partial(parts.script, "val_train.py", tmp_path, "--epochs", 0)
+    with pytest.raises(SystemExit, match=r"val_train\.py failed, see the end of .*output\.txt; start this command"):
+        parts.side_by_side([fails, *[partial(begun.append, 1)] * 9], 1)
+    assert "EPOCHS (--epochs) is 0" in (tmp_path / "output.txt").read_text()
+    assert not begun
+
+
+def test_a_part_under_way_starts_no_script_after_another_failed_whose_error_is_shown(tmp_path):
     def goes_on():
-        failed.wait(60)
-        parts.script("val_train.py", tmp_path)
+        parts.STOPPED.wait(60)
+        parts.script("val_train.py", tmp_path / "next")
 
     def fails():
-        failed.set()
         raise InputError("why")
 
-    failed = threading.Event()
     with pytest.raises(InputError, match="why"):
         parts.side_by_side([goes_on, fails], 2)
+    assert not (tmp_path / "next").exists()
     with pytest.raises(InputError, match="--jobs is 0 and must be at least 1"):
         parts.side_by_side([fails], 0)
 
 
 @pytest.mark.long
 def test_a_benchmark_that_is_asked_to_stop_stops_its_script(small_set, tmp_path):
-    training = " ".join(["val_train.py --genotype DARTS_V1", *SMALL[2:], *NETWORK, "--epochs 1000"])
-    options = ["--sets", "noise", "--seeds", "1", "--data", str(small_set), "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "benchmarks.recipes", training, *options]
+    training = f"val_train.py --genotype DARTS_V1 {CELL} --epochs 1000"
+    options = ["--sets", "noise", "--data", str(small_set), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.trainings", training, *options]
     with subprocess.Popen(command, cwd=ROOT) as process:
         while not list(tmp_path.rglob("metrics.jsonl")):
             time.sleep(0.1)
@@ -232,23 +225,31 @@ def test_a_benchmark_that_is_asked_to_stop_stops_its_script(small_set, tmp_path)
     assert "stopped by SIGTERM; the same command goes on" in said.read_text()
 
 
-def test_parts_run_side_by_side_and_end_where_one_fails(tmp_path):
-    both = threading.Barrier(2)  # each of two parts waits for the other
-    begun = []
-    assert sorted(parts.side_by_side([partial(both.wait, 60)] * 2, 2)) == [0, 1]
-    with pytest.raises(
-        SystemExit, match=r"val_train\.py failed, see the end of .*output\.txt; start this command again"
-    ):
-        fails = partial(parts.script, "val_train.py", tmp_path, "--epochs", 0)
-        parts.side_by_side([fails, *[partial(begun.append, 1)] * 9], 1)
-    assert "EPOCHS (--epochs) is 0" in (tmp_path / "output.txt").read_text()
-    assert not begun
-    with pytest.raises(SystemExit):  # nothing more starts
-        parts.script("val_train.py", tmp_path / "next")
-    assert not (tmp_path / "next").exists()
+# --- Rows
 
 
-@pytest.mark.parametrize("module", [compare, quality, recipes])
+EVIDENCE = [(compare, "compare"), (compare, "compare_nih10k"), (trainings, "quality"), (trainings, "recipes")]
+
+
+@pytest.mark.parametrize(("module", "name"), EVIDENCE)
+def test_the_tables_of_the_evidence_are_made_from_rows_of_several_machines(module, name, tmp_path):
+    rows = pd.read_csv(ROOT / "docs" / f"{name}.csv", dtype=str)
+    rows[:8].to_csv(tmp_path / "rows.csv")
+    rows[8:].assign(processor="AMD EPYC").to_csv(tmp_path / "more.csv")  # older rows lack this column
+    module.main(["--rows", str(tmp_path / "rows.csv"), str(tmp_path / "more.csv")])
+    lines = [line for line in (tmp_path / "rows.md").read_text().splitlines() if line.startswith("|")]
+    assert len(lines) > 8 and set(lines) <= set((ROOT / "docs" / "evidence.md").read_text().splitlines())
+    assert (tmp_path / "rows.png").exists() == (name != "recipes")  # without minutes there is no figure of them
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["compare", "trainings", "speed", "hypergradient"])
+def test_benchmarks_work_by_their_path_from_another_folder(name, tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
+    assert "usage: " in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("module", [compare, trainings])
 @pytest.mark.parametrize(("text", "problem"), [("", "No columns"), ("seed,epochs\none,2\n", "one"), ("a\n1\n", "no ")])
 def test_files_that_hold_no_rows_are_named(module, text, problem, tmp_path):
     (tmp_path / "rows.csv").write_text(text)
@@ -256,101 +257,71 @@ def test_files_that_hold_no_rows_are_named(module, text, problem, tmp_path):
         module.main(["--rows", str(tmp_path / "rows.csv")])
 
 
-def test_rows_of_an_unknown_name_are_named(tmp_path, monkeypatch):
-    (tmp_path / "compare.csv").write_text(Path("docs/compare.csv").read_text().replace(",second_order,", ",second,", 1))
-    with pytest.raises(InputError, match=r"compare\.csv: row 'second' must be one of first_order, "):
-        compare.main(["--rows", str(tmp_path / "compare.csv")])
-    trained = []
-    monkeypatch.setattr(compare, "run_part", lambda *part: trained.append(part) or {})
-    with pytest.raises(InputError, match=r"compare\.csv: row 'second' must be"):
-        compare.main(["random=1", "--out", str(tmp_path)])
-    assert not trained
+def test_rows_of_an_unknown_name_and_a_training_that_is_there_twice_are_named(here, tmp_path, monkeypatch):
+    known, rows = ROOT / "docs" / "compare.csv", tmp_path / "compare.csv"
+    with pytest.raises(
+        InputError, match=r"two rows are of dataset phantom, row CHESTXRAY14_FIRST_ORDER, seed 1: leave"
+    ):
+        compare.main(["--rows", str(known), str(known)])
+    rows.write_text(known.read_text().replace(",second_order,", ",second,", 1))
+    monkeypatch.setattr(compare, "run_part", lambda *part: pytest.fail("the error must come before any training"))
+    for arguments in (["--rows", str(rows)], ["random=1", *here, *ON_NOISE, "--out", str(tmp_path)]):
+        with pytest.raises(InputError, match=r"compare\.csv: row 'second' must be one of first_order, "):
+            compare.main(arguments)
 
 
-@pytest.mark.parametrize("text", ["first_order", "first=3", "random=0", "random=x", "=3", "random=3-2"])
-def test_compare_names_a_part_that_it_does_not_know(text):
-    with pytest.raises(InputError, match=f"{text!r} must be ROW=N"):
-        compare.main([text])
-
-
-def test_compare_takes_a_number_of_seeds_or_the_first_and_the_last():
-    assert compare.read_part("random=3") == ("random", range(1, 4))
-    assert compare.read_part("chexnet=11-30") == ("chexnet", range(11, 31))
+# --- What cells are compared with, and statistics
 
 
 def test_a_small_random_cell_is_the_smallest_of_its_draws(monkeypatch):
     monkeypatch.setattr(compare, "DRAWS", 5)
-    settings = SimpleNamespace(c=4, layers=4)
     for seed in (1, 2):
         drawn = [random_genotype(1000 * seed + k) for k in range(5)]
-        sizes = [sum(p.numel() for p in compare.Network(4, 14, 4, cell).parameters()) for cell in drawn]
-        assert compare.small_genotype(seed, settings) == drawn[sizes.index(min(sizes))]
+        sizes = [sum(p.numel() for p in Network(4, 3, 4, cell).parameters()) for cell in drawn]
+        small = compare.cell_of("random_small", seed, SimpleNamespace(c=4, layers=4), findings=3)
+        assert small == drawn[sizes.index(min(sizes))]
+
+
+def test_networks_train_for_the_time_of_the_reference(tmp_path, monkeypatch):
+    def network_step(network, data, training):
+        timed.append((network, data[0].shape))
+        return speed.network_step(network, data, training)
+
+    timed, seconds = [], [1.3, 1.0]  # of a step of the network, and of the reference
+    monkeypatch.setattr(compare, "network_step", network_step)
+    monkeypatch.setattr(compare, "alternate", lambda steps, number: [step() for step in steps] and seconds)
+    settings = SimpleNamespace(epochs=26, crop=32, batch_size=4, c=4, layers=4)
+    network, other, reference = (Network(4, 3, 4, cell) for cell in (*map(random_genotype, (1, 2)), DARTS_V2))
+    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 20
+    assert timed[0] == (network, (4, 3, 32, 32)) and timed[1][1] == (4, 3, 32, 32)
+    assert sorted(timed[1][0].state_dict()) == sorted(reference.state_dict())
+    seconds[0] = 1.0
+    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 20  # it is measured once
+    assert compare.epochs_in_equal_time(tmp_path, network, 2, settings) == 13  # half the films in a step
+    settings.epochs = 52
+    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 40
+    seconds[0] = 100.0
+    assert compare.epochs_in_equal_time(tmp_path, other, 4, settings) == 1
 
 
 def test_the_interval_of_a_difference_is_welchs():
     # By hand: standard error sqrt(0.0025 + 0.01 / 12), 12 / 7 degrees of freedom, t = 5.068.
-    assert compare.difference(pd.Series([0.8, 0.9]), pd.Series([0.5, 0.5, 0.6, 0.6])) == "+0.300 [+0.007, +0.593]"
-    assert compare.difference(pd.Series([0.8]), pd.Series([0.5, 0.6])) == "+0.250"
-
-
-def test_networks_train_for_the_time_of_the_reference(tmp_path, monkeypatch):
-    settings = SimpleNamespace(epochs=26, crop=32, batch_size=4, c=4, layers=4)
-    trained = []
-
-    def alternate(steps, number):
-        for step in steps:
-            step()
-        return times
-
-    def network_step(network, data, training):
-        trained.append((network, len(data[0])))
-        return real_step(network, data, training)
-
-    real_step = compare.network_step
-    monkeypatch.setattr(compare, "alternate", alternate)
-    monkeypatch.setattr(compare, "network_step", network_step)
-    network = compare.Network(4, 14, 4, random_genotype(1))
-    times = [1.3, 1.0]
-    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 20
-    reference = compare.Network(4, 14, 4, PUBLISHED["DARTS_V2"])
-    assert trained[0] == (network, 4) and trained[1][1] == 4
-    assert sorted(trained[1][0].state_dict()) == sorted(reference.state_dict())
-    times = [1.0, 1.0]  # it is measured once
-    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 20
-    settings.epochs = 52
-    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 40
-    settings.epochs = 26
-    assert compare.epochs_in_equal_time(tmp_path, network, 2, settings) == 13  # half the films in a step
-    assert trained[2] == (network, 2) and trained[3][1] == 4
-    times = [100.0, 1.0]
-    network = compare.Network(4, 14, 4, random_genotype(2))
-    assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 1
+    middle, low, high = stats.difference(pd.Series([0.8, 0.9]), pd.Series([0.5, 0.5, 0.6, 0.6]))
+    assert (middle, low, high) == pytest.approx((0.3, 0.0074, 0.5926), abs=1e-4)
+    assert compare.format_difference(pd.Series([0.8]), pd.Series([0.5, 0.6])) == "+0.250"  # one training: no interval
 
 
 def test_the_best_of_k_draws_is_the_mean_over_all_of_them():
     drawn = pd.DataFrame({"val_auc": [0.7, 0.9, 0.6, 0.8, 0.5], "test_auc": [0.75, 0.81, 0.66, 0.84, 0.52]})
     for k in range(1, 6):
         best = [max(draw, key=lambda row: row[0])[1] for draw in combinations(drawn.to_numpy(), k)]
-        assert compare.best_of(drawn, k) == pytest.approx(mean(best))
+        assert stats.best_of(drawn, k) == pytest.approx(mean(best))
 
 
-def test_searched_cells_are_set_against_random_ones_of_their_size_and_against_k_of_them():
-    random = {"row": "random", "parameters_millions": [0.40, 0.45, 0.37, 0.43], "test_auc": [0.5, 0.9, 0.6, 0.7]}
-    random |= {"val_auc": [0.5, 0.9, 0.6, 0.7], "minutes": 2.0}
-    found = {"row": "first_order", "parameters_millions": [0.38, 0.42], "test_auc": [0.8, 0.95]}
-    found |= {"val_auc": 0.8, "minutes": 2.0, "search_minutes": [3.0, 5.0]}
-    trained = pd.concat([pd.DataFrame(random), pd.DataFrame(found)])
-    # Three random cells have 0.36 to 0.44 M; 6 minutes are three draws, and three of four choices hold the best cell.
-    apart = compare.difference(pd.Series([0.8, 0.95]), pd.Series([0.5, 0.6, 0.7]))
-    ahead = f"{0.875 - (3 * 0.9 + 0.7) / 4:+.3f} (3)"
-    assert f"| first_order | 3 | {apart} | – | {ahead} | – |" in compare.format_draws(trained)
-    small = {"row": "random_small", "parameters_millions": [0.41, 0.5], "test_auc": [0.4, 0.3]}
-    small = pd.DataFrame(small | {"val_auc": [0.3, 0.4], "minutes": 5.0})  # one in the minutes
-    apart = compare.difference(pd.Series([0.8, 0.95]), pd.Series([0.5, 0.6, 0.7, 0.4]))
-    apart += " | " + compare.difference(pd.Series([0.8, 0.95]), small["test_auc"])
-    assert f"| first_order | 4 | {apart} | {ahead} | +0.525 (1) |" in compare.format_draws(pd.concat([trained, small]))
-    assert " (4) | " in compare.format_draws(trained.assign(minutes=0.0))  # all of them
-    assert compare.format_draws(pd.DataFrame(found)) == ""
+def test_as_many_cells_are_drawn_as_the_minutes_of_a_search_and_a_training_allow():
+    searched = pd.DataFrame({"search_minutes": [3.0, 5.0], "minutes": 2.0})  # 6 minutes on average
+    for minutes, draws in ((2.0, 3), (5.0, 1), (50.0, 1), (0.0, 4)):  # at least one, at most all
+        assert stats.draws_in_equal_time(searched, pd.DataFrame({"minutes": [minutes] * 4})) == draws
 
 
 def test_two_sets_are_set_beside_each_other_over_the_cells_that_both_have():
@@ -360,10 +331,9 @@ def test_two_sets_are_set_beside_each_other_over_the_cells_that_both_have():
 
     drawn = rows("phantom", a=[0.80], b=[0.72, 0.90], c=[0.82], d=[0.84], only_here=[0.1])
     real = rows("nih10k", d=[0.64], c=[0.65], a=[0.61], b=[0.60, 0.65], only_there=[0.9])
-    text = compare.format_agreement(drawn, real)
     # Ranks by the means 1, 2, 3, 4 and 1, 2, 4, 3: 1 − 6 · 2 / (4 · 15).
-    assert "on phantom and on nih10k, over the 4 cells" in text and " +0.80 [" in text
-    low, high = map(float, re.search(r"\[(.*), (.*)\] \(95 %", text).groups())
+    text = r"on phantom and on nih10k, over the 4 cells trained on both: \+0\.80 \[(.*), (.*)\] \(95 %"
+    low, high = map(float, re.search(text, compare.format_agreement(drawn, real)).groups())
     assert -1 <= low < 0.8 < high <= 1
     with pytest.raises(InputError, match="0 cells were trained on phantom and on noise"):
         compare.format_agreement(drawn, rows("noise", e=[0.5]))

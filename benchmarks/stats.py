@@ -1,0 +1,52 @@
+"""Statistics of trainings: pure functions of data frames whose rows are trainings, and of their columns."""
+
+from math import comb
+
+import numpy as np
+from scipy.stats import percentileofscore, ttest_ind
+
+RESAMPLES = 2000  # of the bootstrap
+
+
+def by_row(trained, order):
+    """{row: its trainings} of those rows of `order` that have any, in that order."""
+    return {row: trained[trained["row"] == row] for row in order if (trained["row"] == row).any()}
+
+
+def difference(values, others):
+    """The difference of two means and its 95 % interval over trainings (Welch's t): (difference, low, high).
+
+    The limits are NaN where one of the two has fewer than two trainings.
+    """
+    low, high = ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
+    return values.mean() - others.mean(), low, high
+
+
+def percentile(values, among):
+    """The mean share, in %, of `among` that a value is better than; equal ones count half."""
+    return percentileofscore(among, values, kind="mean").mean()
+
+
+def best_of(drawn, k):
+    """Expected test AUC of the training with the best val AUC among k of these, drawn without replacement."""
+    ranked = drawn.sort_values("val_auc")["test_auc"]
+    # The training with i worse ones is the best of k in comb(i, k − 1) of all comb(n, k) draws.
+    return sum(comb(i, k - 1) * auc for i, auc in enumerate(ranked)) / comb(len(ranked), k)
+
+
+def draws_in_equal_time(searched, drawn):
+    """How many drawn cells can be trained in the mean minutes of a search and a training: 1 to all, or 0 of none."""
+    minutes = (searched["search_minutes"] + searched["minutes"]).mean()
+    each = max(0.01, drawn["minutes"].mean())  # minutes are rounded: the shortest training has 0.00
+    return min(len(drawn), max(1, round(minutes / each))) if len(drawn) else 0
+
+
+def rank_correlation(pairs):
+    """Spearman's rank correlation of the two columns of `pairs` and its 95 % interval: (correlation, low, high).
+
+    The interval is a percentile bootstrap over the rows.
+    """
+    resamples = [pairs, *(pairs.sample(frac=1, replace=True, random_state=seed) for seed in range(RESAMPLES))]
+    correlation, *by_chance = [resample.corr("spearman").iloc[0, 1] for resample in resamples]
+    low, high = np.nanquantile(by_chance, [0.025, 0.975])  # NaN: a resample of one row alone
+    return correlation, low, high

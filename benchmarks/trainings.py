@@ -1,0 +1,141 @@
+"""Which training is better: the val AUC of scripts with other options, on several sets, with several seeds.
+
+    python -m benchmarks.trainings "val_train.py --genotype DARTS_V2" "chexnet.py --batch-size 32" --seeds 0 1 --jobs 2
+    python -m benchmarks.trainings "val_train.py --genotype DARTS_V2" chexnet.py --minutes 1 2 4 8 16 --jobs 2
+
+runs each command, a script with its options in one string, on each set with each seed, on one thread. Without
+--minutes a training has the epochs that its script gives it. With --minutes there is one training for each of these
+lengths, from scratch, of as many whole epochs as fit into it, at least one; the learning rate's schedule runs over just
+these. How long an epoch takes is measured first, by a training of its own.
+
+Choose settings on sets that serve for this alone:
+
+    for seed in 7 8; do python -m data.prepare_phantom data/seed$seed --seed $seed; done
+
+and pass --sets seed7 seed8. The command can be stopped and repeated: what is finished is not run again. Every training
+becomes a row of <out>/trainings.csv, beside the rows of earlier commands; the table made from them is
+<out>/trainings.md, and the figure of those with --minutes trainings.png. --rows FILE [FILE ...] makes both from rows
+alone, so that several machines can share the work.
+"""
+
+import re
+import shlex
+import sys
+from functools import partial
+from itertools import product
+from pathlib import Path
+from zlib import crc32
+
+if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, read_rows, script, side_by_side
+from dataset import open_set
+from report.figures import draw_quality
+from support.files import InputError, load_state, write
+from support.settings import guarded
+
+SCRIPTS = ("val_train.py", "chexnet.py")
+PACE = 2  # epochs of the training that measures how long one takes; the first one warms up
+KEY = ["command", "dataset", "seed", "asked_minutes"]
+COLUMNS = FACTS | {"command": str, "dataset": str, "seed": int}  # of the CSV
+COLUMNS |= dict.fromkeys(("asked_minutes", "parameters_millions"), float)  # asked_minutes: empty without --minutes
+read = partial(read_rows, columns=COLUMNS, key=KEY)
+
+
+def check_command(command, given):
+    """Raise InputError unless `command` is a training script with options, none of those that are `given` to it."""
+    try:
+        name, *options = shlex.split(command) or [""]
+    except ValueError as error:
+        raise InputError(f"{command!r}: {error}") from None
+    if name not in SCRIPTS:
+        raise InputError(f"{command!r} must begin with {' or '.join(SCRIPTS)}")
+    if twice := given & {option.partition("=")[0] for option in options}:
+        raise InputError(f"{command!r}: leave out {min(twice)}, which this benchmark sets (see --help)")
+
+
+def train(options, command, dataset, seed, length, *more):
+    """Train by a command with `more` options; the folder of its run. length: the end of the folder's name."""
+    readable = re.sub(r"\W+", "_", command)[:150]
+    out = Path(options.out) / f"{readable}_{crc32(command.encode()):08x}_{dataset}_{seed}{length}"
+    name, *given = shlex.split(command)
+    script(name, out, *given, "--dataset", dataset, "--data", options.data, "--seed", seed, *more)
+    (weights,) = (out / "weights").glob("*_net.pth")
+    return weights.with_name(weights.name.removesuffix("_net.pth"))
+
+
+def measure_pace(options, command, dataset):
+    """Seconds that an epoch takes."""
+    return facts(train(options, command, dataset, 0, "_pace", "--epochs", PACE))["epoch_seconds"]
+
+
+def run_part(options, paces, asked, dataset, seed, command):
+    """One training, for `asked` minutes if that is not ""; a row of the CSV. paces {(command, dataset): seconds}."""
+    length, more = "", ()
+    if asked:
+        epochs = max(1, int(60 * asked / paces[command, dataset]))
+        length, more = f"_{asked:g}min", ("--epochs", epochs)
+    run = train(options, command, dataset, seed, length, *more)
+    weights = load_state(f"{run}_net.pth")["weights"]
+    parameters = sum(v.numel() for k, v in weights.items() if not k.endswith(("_mean", "_var", "_tracked")))
+    row = {"command": command, "dataset": dataset, "seed": seed, "asked_minutes": asked}
+    return row | {"parameters_millions": round(parameters / 1e6, 4)} | facts(run)
+
+
+def format_trainings(trained):
+    """The val AUC of each training and their mean, in Markdown: a line for each command and length."""
+    places = list(trained.groupby(["dataset", "seed"], sort=False).groups)
+    asked_any = bool(trained["asked_minutes"].notna().any())
+    columns = ["asked (min)"] * asked_any + ["Parameters (M)", "epochs", "minutes"]
+    lines = []
+    for (command, asked), runs in trained.groupby(["command", "asked_minutes"], sort=False, dropna=False):
+        auc = runs.set_index(["dataset", "seed"])["val_auc"]
+        cells = [f"{asked:g}".replace("nan", "–")] * asked_any
+        cells += [f"{runs['parameters_millions'].iloc[0]:.2f}", f"{runs['epochs'].mean():.0f}"]
+        cells += [f"{runs['minutes'].mean():.1f}"]
+        cells += [f"{auc[place]:.3f}" if place in auc.index else "–" for place in places]
+        lines.append([f"`{command}`", *cells, f"{auc.mean():.3f}"])
+    columns += [*(f"{dataset}, {seed}" for dataset, seed in places), "mean"]
+    notes = "Val AUC of the best epoch, by set and seed of the training; mean epochs and minutes, on one thread."
+    return format_table(columns, lines, notes)
+
+
+def report(trained, out):
+    """Write and print the table; draw the figure beside it where there are trainings of asked minutes."""
+    text = format_trainings(trained)
+    write(out.with_suffix(".md"), text)
+    timed = trained[trained["asked_minutes"].notna()].groupby(["command", "dataset"], sort=False)
+    if curves := {", ".join(names): runs[["minutes", "val_auc"]].to_numpy() for names, runs in timed}:
+        draw_quality(out.with_suffix(".png"), curves)
+    print(text)
+
+
+def main(arguments=None):
+    parser = make_parser(__doc__, "trainings")
+    parser.add_argument("commands", nargs="*", metavar="COMMAND", help="a script and its options, in one string")
+    parser.add_argument("--sets", nargs="+", default=["phantom"], help="prepared sets")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[], help="lengths of a training")
+    options = parser.parse_args(arguments)
+    if options.rows:
+        return report(read(options.rows), Path(options.rows[0]))
+    if not options.commands:
+        raise InputError("name at least one command, such as 'chexnet.py --batch-size 32' (see --help)")
+    for command in options.commands:
+        check_command(command, {"--dataset", "--data", "--seed", "--out", *["--epochs"] * bool(options.minutes)})
+    for name in options.sets:
+        open_set(options.data, name)  # before anything runs for hours; makes the phantom once for all
+
+    paces = dict.fromkeys(product(options.commands, options.sets) if options.minutes else ())
+    measured = side_by_side([partial(measure_pace, options, *training) for training in paces], options.jobs)
+    paces = dict(zip(paces, measured, strict=True))
+    trainings = product(options.minutes or [""], options.sets, options.seeds, options.commands)
+    parts = [partial(run_part, options, paces, *training) for training in dict.fromkeys(trainings)]
+    out = Path(options.out) / "trainings.csv"
+    return report(collect(out, read, KEY, parts, options.jobs), out)
+
+
+if __name__ == "__main__":
+    with guarded():
+        main()
