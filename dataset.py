@@ -232,6 +232,18 @@ def find_preset(data, name):
 # --- Batches on the device
 
 
+def crop_of(size, crop):
+    """The height and width of what networks get of films of `size`, px; crop: as for `Films`. Raises InputError."""
+    if size < 32:
+        raise InputError(f"films of {size} pixels must have at least 32: prepare the set again")
+    if crop % 32:
+        raise InputError(f"crop {crop} must be a multiple of 32, or 0 for the whole film")
+    crop = min(crop or size, size) // 32 * 32
+    if 2 * crop < size:  # training would see a corner at full scale, evaluation the whole film reduced
+        raise InputError(f"crop {crop} is less than half of the films' {size} pixels: pass a larger --crop")
+    return crop
+
+
 class Films:
     """The films and labels of one split, on `device`; all sizes in pixels.
 
@@ -247,13 +259,7 @@ class Films:
         height, size = pixels.shape[1:]
         if height != size:  # evaluation would squeeze what training crops
             raise InputError(f"films of {height} × {size} pixels must be square: prepare the set again")
-        if size < 32:
-            raise InputError(f"films of {size} pixels must have at least 32: prepare the set again")
-        if crop % 32:
-            raise InputError(f"crop {crop} must be a multiple of 32, or 0 for the whole film")
-        crop = min(crop or size, size) // 32 * 32
-        if 2 * crop < size:  # training would see a corner at full scale, evaluation the whole film reduced
-            raise InputError(f"crop {crop} is less than half of the films' {size} pixels: pass a larger --crop")
+        crop = crop_of(size, crop)
         border = crop // 16 if crop == size else 0
         self.split, self.crop, self.border = split, crop, border
         self.pixels = F.pad(pixels, (border,) * 4).to(device)  # uint8 (N, H, W), with the border

@@ -37,7 +37,7 @@ from benchmarks import stats
 from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, read_rows, script, script_settings
 from benchmarks.speed import alternate, network_step
 from chexnet import CheXNet
-from dataset import open_set
+from dataset import crop_of, open_set
 from genotypes import PUBLISHED, load_genotype, parse_genotype, random_genotype
 from model_eval import Network
 from report.figures import draw_comparison
@@ -157,6 +157,7 @@ def run_part(options, data, row, seed, found):
     on_set = ["--dataset", options.dataset, "--data", options.data]
     on_seed = [*on_set, "--seed", str(seed)]
     settings = script_settings("val_train.py", [*options.train, *on_set])
+    settings.crop = crop_of(data.images.shape[1], settings.crop)
     if row.startswith("chexnet"):
         name, given = "chexnet", [*options.chexnet, *on_seed]
         if row == "chexnet_equal_time":

@@ -30,6 +30,7 @@ import utils
 from architect import Architect
 from dataset import FINDINGS, Films, Sampler, open_set
 from model_search import Network
+from support.devices import seed_everything
 from support.settings import guarded
 from textbook import smooth_twin
 
@@ -111,7 +112,7 @@ def main():
     options = parser.parse_args()
     C, layers, crop, films, steps = (4, 4, 32, 8, 2) if options.tiny else (8, 5, 64, 32, STEPS)
     device = torch.device("cpu")
-    generator = utils.seed_everything(0, device)
+    generator = seed_everything(0, device)
     data = open_set(options.data, options.dataset)
     trn_sampler, val_sampler = (Sampler(Films(data, s, crop, device), films, generator) for s in ("train", "val"))
     network = Network(C, len(FINDINGS), layers)

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from dataset import find_preset
 from support.files import InputError, lock, write
 from support.settings import parse_settings
+from utils import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = threading.Event()  # set when a part fails: no other part begins, and no other script
@@ -45,7 +47,7 @@ def make_parser(doc, name, **scripts):
 
 def script_settings(name, options):
     """The settings that a script has with these options. Raises InputError."""
-    return parse_settings(ROOT / name, options)
+    return parse_settings(ROOT / name, options, find_preset, SCHEDULES)
 
 
 def read_rows(paths, columns, key):

@@ -8,7 +8,7 @@ import torch
 import model_eval
 import utils
 from chexnet import CheXNet
-from dataset import FINDINGS
+from dataset import FINDINGS, crop_of
 from genotypes import check_name, parse_genotype
 from scores import BASELINE
 from support.files import InputError, load_state
@@ -79,7 +79,7 @@ def common_crop(networks, data):
     if len(set(crops.values())) > 1:  # their scores would not be comparable
         where = "move the others out of weights/, or train them again with --crop"
         raise InputError(f"the networks were trained at different crops, {crops}: {where}")
-    return next(iter(crops.values()), data.images.shape[1] // 32 * 32)
+    return next(iter(crops.values()), crop_of(data.images.shape[1], 0))
 
 
 def costs(network, crop):

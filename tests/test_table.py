@@ -139,7 +139,7 @@ def test_findings_are_those_of_the_set(prepared, tmp_path, small_set, monkeypatc
     assert [line.split(" | ")[0] for line in lines[4:7]] == ["| Left lung", "| other_thing", "| Average of 2"]
     page = (tmp_path / "results" / "index.html").read_text(encoding="utf-8")
     assert "<th>other thing</th>" in page
-    assert not set(FINDINGS) & set(re.findall("[A-Z][a-z_]+", re.sub("base64,[^\"]*", "", page)))
+    assert not set(FINDINGS) & set(re.findall("[A-Z][a-z_]+", re.sub('base64,[^"]*', "", page)))
 
 
 # --- Which columns
