@@ -38,7 +38,7 @@ from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, r
 from benchmarks.speed import alternate, network_step
 from chexnet import CheXNet
 from dataset import crop_of, open_set
-from genotypes import PUBLISHED, load_genotype, parse_genotype, random_genotype
+from genotypes import PUBLISHED, load_genotype, parse_genotype, random_genotype, save_genotype
 from model_eval import Network
 from report.figures import draw_comparison
 from scores import AVERAGE, COSTS, read_scores
@@ -140,7 +140,6 @@ def epochs_in_equal_time(out, network, batch_size, settings):
     of = f"{network} {batch_size} {settings.batch_size} {settings.crop} {settings.c} {settings.layers}"
     measured = out / f"step_ratio_{crc32(of.encode()):08x}.txt"
     if not measured.exists():
-        out.mkdir(parents=True, exist_ok=True)
         write(measured, f"{step_ratio(network, batch_size, settings)}\n")
     return max(1, round(settings.epochs / float(measured.read_text(encoding="utf-8"))))
 
@@ -154,6 +153,7 @@ def run_part(options, data, row, seed, found):
     data: the PreparedSet. found: the (genotype, minutes) of an earlier search whose cell is trained, or None.
     """
     out, findings, search_minutes = Path(options.out) / f"{row}_{seed}", len(data.findings), None
+    out.mkdir(parents=True, exist_ok=True)
     on_set = ["--dataset", options.dataset, "--data", options.data]
     on_seed = [*on_set, "--seed", str(seed)]
     settings = script_settings("val_train.py", [*options.train, *on_set])
@@ -178,8 +178,9 @@ def run_part(options, data, row, seed, found):
         if row != REFERENCE:
             network = Network(settings.c, findings, settings.layers, genotype)
             epochs = epochs_in_equal_time(out, network, settings.batch_size, settings)
-        cell = ["--genotype", f"{name} = {genotype!r}"]
-        script("val_train.py", out, *options.train, *on_seed, *cell, "--epochs", epochs)
+        cell = out / f"{name}.txt"
+        save_genotype(cell, genotype)
+        script("val_train.py", out, *options.train, *on_seed, "--genotype", cell, "--epochs", epochs)
     scored, weights = out / "results" / "auc.csv", out / "weights" / f"{name}_net.pth"
     if not scored.exists() or scored.stat().st_mtime < weights.stat().st_mtime:
         script("test.py", out, *on_set)
