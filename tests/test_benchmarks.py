@@ -22,8 +22,8 @@ from benchmarks import compare, hypergradient, parts, speed, stats, trainings
 from genotypes import PUBLISHED, load_genotype, random_genotype
 from model_eval import Network
 from scores import AVERAGE, COSTS, read_scores
-from support import settings
 from support.files import InputError
+from tests.conftest import start
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
 DARTS_V1, DARTS_V2 = PUBLISHED["DARTS_V1"], PUBLISHED["DARTS_V2"]
@@ -78,7 +78,7 @@ def here(monkeypatch, small_set, table_alone):
 
     def run(name, out, *arguments):
         module = importlib.import_module(name.removesuffix(".py"))
-        settings.start(module.main, ROOT / name, list(map(str, ["--out", out, *arguments])))
+        start(module, "--out", out, *arguments)
 
     for module in (compare, trainings):
         monkeypatch.setattr(module, "script", run)
