@@ -1,53 +1,45 @@
 """The supernet of DARTS: every edge of a cell carries a softmax-weighted mix of all candidate operations (eq. 2).
 
 Read textbook.py first. It has one module per edge and operation, as the paper writes it (arXiv 1806.09055). This file
-computes the same function, up to rounding, several times faster: it goes from source node to source node. All edges
-(i, j) that leave node i read the same x_i, so
+computes the same function, up to rounding, in about a third of the time: it computes a cell one source node at a time.
+All edges (i, j) that leave node i read the same x_i, so
 
-- what has no weights is computed once for all of them: the ReLU, max pool + BN, avg pool + BN;
+- operations without weights are computed once for all these edges: the ReLU, max pool + BN, avg pool + BN;
 - operations of one kind run as one: their depthwise and pointwise kernels are stacked along the channels;
-- the edge's softmax weight is the scale of the operation's last BN, which has none of its own:
-  weight · BN(y) costs nothing beyond BN(y). `none` contributes zero and is not computed.
+- the softmax weight of an edge is the scale of the operation's last BN, which has no scale of its own, so that
+  weight · BN(y) costs no more than BN(y);
+- `none` contributes zero and is not computed.
 
-Tensors are channels-last, which roughly halves the time of a step on a CPU.
+Tensors are channels-last: on a CPU this halves the time of a step.
 
 Legend: B films; C channels of this cell, C_p of the previous, C_pp of the one before; E edges that leave a node,
-stacked as E·C channels, edge by edge. The "weights" of an edge are softmax(α / τ), shape (E, operations); the w of the
-paper are the networks' other parameters.
+stacked as E·C channels, edge by edge. The "weights" of an edge are softmax(α / τ), shape (E, operations). They are not
+the paper's w, which are all other parameters of the network.
 """
 
 from functools import reduce
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from genotypes import EDGES, INPUT_NODES, INTERMEDIATE, NODES, PRIMITIVES, derive
-from operations import (
-    DepthwisePointwise,
-    EdgeBN,
-    FactorizedReduce,
-    FactorizedReduceOnEdges,
-    ReLUConvBN,
-    SepConvOnEdges,
-    avg_pool_3x3,
-    multiply_adds,
-    reduction_cells,
-    stem,
-)
+from operations import OPS, DepthwisePointwise, FactorizedReduce, ReLUConvBN, multiply_adds, reduction_cells, stem
 
-# The rows of α that belong to the edges leaving each node; the last node has none.
+# For each node but the last: the rows of α of the edges that leave it.
 EDGES_FROM = [[e for e, (i, _) in enumerate(EDGES) if i == n] for n in range(INPUT_NODES + NODES - 1)]
 
 
 def total(tensors):
-    """Their sum; the builtin would start from 0, one pass over memory more, and Tensor.sum() loses channels-last."""
+    """The sum of tensors of one shape. The builtin sum() would add 0 first; Tensor.sum() would lose channels-last."""
     return reduce(torch.add, tensors)
 
 
 def edge_costs(C, stride):
-    """Multiply-adds of each operation on each edge, in units of its sep_conv_5x5, shape (edges, operations).
+    """Multiply-adds of each operation on each edge, divided by those of sep_conv_5x5 there: (edges, operations).
 
-    stride: of the edges from the cell's inputs. `none` is never derived, so it is no way to save: it costs the mean.
+    stride: that of the edges from the cell's two inputs; the others have stride 1. `none` costs the mean of the other
+    operations, because a derived cell never has it: another operation will stand there.
     """
     rows = []
     for source, _ in EDGES:
@@ -55,6 +47,53 @@ def edge_costs(C, stride):
         cost = torch.tensor([cost[name] for name in PRIMITIVES if name != "none"]) / cost["sep_conv_5x5"]
         rows.append(torch.cat([cost.mean()[None], cost]))
     return torch.stack(rows)
+
+
+# --- Operations on all E edges that leave a node, outputs stacked edge by edge as E·C channels. `MixedEdges` has their
+# first ReLU and their last BN. A BN within has no scale and shift, as everywhere in the search.
+
+
+class EdgeBN(nn.BatchNorm2d):
+    """BN over E·C stacked channels whose scale is the softmax weight of the edge: weight · BN(y)."""
+
+    def __init__(self, channels):
+        super().__init__(channels, affine=False)
+        self.num_batches_tracked = None  # torch needs it for cumulative averages alone, and these are moving ones
+
+    def forward(self, y, scale):
+        """y (B, E·C, H, W), scale (E·C,) -> (B, E·C, H, W)."""
+        return F.batch_norm(y, self.running_mean, self.running_var, scale, None, self.training, self.momentum, self.eps)
+
+
+class SepConvOnEdges(nn.Module):
+    """sep_conv_k×k, from after its first ReLU to before its last BN: (B, C, H, W) -> (B, E·C, H/stride, W/stride)."""
+
+    def __init__(self, C, E, kernel_size, stride):
+        super().__init__()
+        self.first = DepthwisePointwise(C, kernel_size, stride, E=E)
+        self.bn = nn.BatchNorm2d(E * C, affine=False)
+        self.relu = nn.ReLU()
+        self.second = DepthwisePointwise(C, kernel_size, E=E)
+
+    def forward(self, x):
+        return self.second(self.relu(self.bn(self.first(x))))
+
+
+class FactorizedReduceOnEdges(nn.Module):
+    """skip_connect of stride 2, from after its ReLU to before its BN: (B, C, H, W) -> (B, E·C, H/2, W/2)."""
+
+    def __init__(self, C, E):
+        super().__init__()
+        self.E = E
+        self.even = nn.Conv2d(C, E * C // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(C, E * C // 2, 1, stride=2, bias=False)
+
+    def forward(self, x):
+        halves = self.even(x).chunk(self.E, dim=1), self.odd(x[:, :, 1:, 1:]).chunk(self.E, dim=1)
+        return torch.cat([half for edge in zip(*halves, strict=True) for half in edge], dim=1)
+
+
+# --- The supernet
 
 
 class MixedEdges(nn.Module):
@@ -71,11 +110,11 @@ class MixedEdges(nn.Module):
                 "dil_conv_5x5": DepthwisePointwise(C, 5, stride, dilation=2, E=E),
             }
         )
-        # These have no w: their outputs are the same for all edges.
+        # These have no weights, so their outputs are the same on all edges.
         self.plain = nn.ModuleDict(
             {
-                "max_pool_3x3": nn.Sequential(nn.MaxPool2d(3, stride, padding=1), nn.BatchNorm2d(C, affine=False)),
-                "avg_pool_3x3": nn.Sequential(avg_pool_3x3(stride), nn.BatchNorm2d(C, affine=False)),
+                name: nn.Sequential(OPS[name](C, stride), nn.BatchNorm2d(C, affine=False))
+                for name in ("max_pool_3x3", "avg_pool_3x3")
             }
         )
         if stride == 1:
@@ -91,7 +130,7 @@ class MixedEdges(nn.Module):
         convolved = total(
             self.bns[name](conv(positive), weights[name].repeat_interleave(self.C)) for name, conv in self.convs.items()
         )
-        # Weighted sums for all edges at once: (E, operations) times (operations, B·H·W·C), channels-last as stored.
+        # The weighted sums of all edges are one product of matrices: (E, operations) times (operations, B·H·W·C).
         plain = torch.stack([op(x).permute(0, 2, 3, 1) for op in self.plain.values()])
         plain_weights = torch.stack([weights[name] for name in self.plain], dim=1)
         plain = (plain_weights @ plain.flatten(1)).view(-1, *plain.shape[1:]).permute(0, 1, 4, 2, 3)
@@ -101,7 +140,7 @@ class MixedEdges(nn.Module):
 class Cell(nn.Module):
     """Equation 1, x_j = Σ_{i<j} ō_ij(x_i), for the four intermediate nodes j. Nodes 0 and 1 are the inputs.
 
-    The output is the intermediate nodes, concatenated along the channels: 4·C of them.
+    The output concatenates the intermediate nodes along the channels, 4·C in all.
     """
 
     def __init__(self, C_pp, C_p, C, reduction, reduction_p):
@@ -133,7 +172,7 @@ class Cell(nn.Module):
 class Network(nn.Module):
     """The supernet: stem, `layers` cells (three of them reduction cells), average pool, linear classifier.
 
-    All normal cells share `alphas_normal`, all reduction cells `alphas_reduce`, each (edges, operations); every cell
+    All normal cells share `alphas_normal`, all reduction cells `alphas_reduce`, each (edges, operations). Every cell
     has its own w. Raises InputError for fewer than 4 cells.
     """
 
@@ -153,7 +192,7 @@ class Network(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_p, num_classes)
 
-        # Almost equal, as in the code of the paper's authors; the paper starts at 0 (appendix A.1.1).
+        # Nearly equal at the start, as in the code of the paper's authors. The paper starts at 0 (appendix A.1.1).
         self.alphas_normal = nn.Parameter(1e-3 * torch.randn(len(EDGES), len(PRIMITIVES)))
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(len(EDGES), len(PRIMITIVES)))
         self.temperature = 1.0  # τ of softmax(α / τ); the paper has no τ
@@ -177,21 +216,21 @@ class Network(nn.Module):
         return [self.alphas_normal, self.alphas_reduce]
 
     def edge_logits(self):
-        """α / τ of the normal cells and of the reduction cells: what the softmax of each edge is taken of."""
+        """α / τ of the normal and of the reduction cells, each (edges, operations): the input of the softmax."""
         return [alphas / self.temperature for alphas in self.arch_parameters()]
 
     def cost(self):
-        """Σ softmax(α / τ) · cost over the edges of one normal and one reduction cell of the first cell's C channels.
+        """The expected cost of the two cells: Σ softmax(α / τ) · cost over all edges, a tensor () differentiable in α.
 
-        cost: an operation's multiply-adds, as a share of those of a sep_conv_5x5 on the same edge (`edge_costs`).
+        The costs are those of `edge_costs`, for one normal and one reduction cell with C channels.
         """
         edges = zip(self.edge_logits(), self.costs, strict=True)
         return total((logits.softmax(dim=-1) * costs).sum() for logits, costs in edges)
 
     def weight_parameters(self):
-        """w: all parameters but α."""
+        """w: all parameters but α, a list."""
         return [p for name, p in self.named_parameters() if not name.startswith("alphas_")]
 
     def genotype(self):
-        """The cells that `derive` makes of the present α; not of α / τ: at a low τ all edges are near 1."""
+        """The cells that `derive` makes of α. It takes no α / τ: at a low τ the best weight of every edge is near 1."""
         return derive(self.alphas_normal, self.alphas_reduce)
