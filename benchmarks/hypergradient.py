@@ -1,16 +1,15 @@
-"""How good is DARTS' finite-difference product? Equation 8 against differentiating twice, on phantom films.
+"""How good is the finite-difference product of DARTS? Equation 8 against differentiating twice, on phantom films.
 
     python -m benchmarks.hypergradient            10 minutes on one busy CPU core
 
-For a fresh and for a partly trained supernet, and for their smooth twins (softplus for ReLU, average for max pools),
-it prints, against the exact product in float64 at the same weights, batches and ξ:
+It takes a fresh and a partly trained supernet and their smooth twins (softplus for ReLU, average for max pools). The
+reference is the exact product in float64 at the same weights, batches and ξ. It prints
 
-- the product ∇²α,w L_train(w, α) · v by differences of ε = radius / ‖v‖: cosine and relative error;
-- the whole gradient ∇α L_val(w', α) − ξ · product: the relative error of first order, of the paper's radius 0.01, and
-  of the exact product in the lower precisions;
+- for the product ∇²α,w L_train(w, α) · v, exact and by differences with ε = radius / ‖v‖: cosine and relative error;
+- for the whole gradient ∇α L_val(w', α) − ξ · product, and for the first-order gradient: the relative error;
 - the size of the second-order term, ‖ξ · product‖ / ‖∇α L_val(w', α)‖.
 
-bfloat16 is autocast over float32 weights, as on a GPU.
+All of it in float64, float32 and bfloat16, which is autocast over float32 weights, as on a GPU.
 """
 
 import argparse
@@ -28,14 +27,14 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 
 import utils
 from architect import Architect
-from dataset import FINDINGS, Films, Sampler, open_set
+from benchmarks.original import smooth_twin
+from dataset import Films, Sampler, open_set
 from model_search import Network
 from support.devices import seed_everything
 from support.settings import guarded
-from textbook import smooth_twin
 
 RADII = [10.0**-k for k in range(1, 9)]
-W_LR = 0.1  # SGD's learning rate, also ξ; the phantom's when this was measured
+W_LR = 0.1  # SGD's learning rate and ξ: those of the phantom's search at the time of the measurement
 STEPS = 124  # search steps before the second comparison: two epochs
 PRECISIONS = ("float64", "float32", "bfloat16")
 
@@ -47,7 +46,7 @@ def make_architect(network):
 
 
 def search(architect, trn_sampler, val_sampler, steps):
-    """`steps` first-order search steps, which fill the momentum, too."""
+    """Make `steps` first-order search steps, which also fill the momentum."""
     network = architect.network
     for _ in range(steps):
         trn, val = trn_sampler.next(), val_sampler.next()
@@ -57,7 +56,7 @@ def search(architect, trn_sampler, val_sampler, steps):
 
 
 def convert(architect, dtype, smooth):
-    """The same point of the search in another precision, optionally of the smooth twin."""
+    """The same point of the search in another precision; smooth: for the smooth twin of the network."""
     network = copy.deepcopy(architect.network).to(dtype)
     other = make_architect(smooth_twin(network) if smooth else network)
     for p, q in zip(architect.network.weight_parameters(), network.weight_parameters(), strict=True):
@@ -75,7 +74,7 @@ def error(a, reference):
 
 
 def compare(architect, trn, val, smooth):
-    """Print the figures at one point of the search."""
+    """Print the table of one point of the search."""
 
     def row(precision, product, what):
         cosine = torch.cosine_similarity(product, reference, dim=0)
@@ -115,7 +114,7 @@ def main():
     generator = seed_everything(0, device)
     data = open_set(options.data, options.dataset)
     trn_sampler, val_sampler = (Sampler(Films(data, s, crop, device), films, generator) for s in ("train", "val"))
-    network = Network(C, len(FINDINGS), layers)
+    network = Network(C, len(data.findings), layers)
     utils.start_at_prevalence(network.classifier, trn_sampler.films.labels)
     print(
         f"{platform.machine()}, torch {torch.__version__}, {date.today()}; {data.name}, C {C}, {layers} cells,", end=" "

@@ -1,12 +1,12 @@
-"""How fast a search step is: this project against the textbook supernet driven the way the original drove it.
+"""How fast a search step is: this project against the original's way of making one.
 
     python -m benchmarks.speed --setting small    4 minutes on 2 CPU cores; without the option far longer
 
-A search step is an α step and a w step. The original's way: contiguous tensors, one module per edge and operation, a
-new network for every virtual step, all weight gradients in every pass (textbook.py). Both sides take the same
-inputs in the same process in turn, and the medians of their steps are compared; memory is the peak of a process of
-its own for each side. The derived network and CheXNet are timed against the same modules run the plain way:
-contiguous, every convolution as written down. Prints a Markdown table.
+A search step is a step on α and a step on w. The original's way is the supernet of textbook.py, driven as the original
+drove it (benchmarks/original.py): contiguous tensors, one module per edge and operation, a new network for every
+virtual step, all weight gradients in every pass. The derived network and CheXNet are timed against themselves with
+contiguous tensors and without fast convolutions. Both sides run in turn, in one process and on the same inputs; times
+are medians. Memory is the peak of a process of its own for each side, on Linux alone. Prints a Markdown table.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -29,12 +30,14 @@ import model_search
 import textbook
 import utils
 from architect import Architect
+from benchmarks.original import OriginalArchitect, plain_twin
 from chexnet import CheXNet
 from dataset import FINDINGS
 from genotypes import PUBLISHED
 from support.settings import guarded
 
 CELL = PUBLISHED["CHESTXRAY14_FIRST_ORDER"]
+MEMORY = Path("/proc/self/status")  # its VmHWM is the peak resident memory; Linux alone has it
 # name: C and cells of the supernet, C and cells of the derived network, pixels, films in a batch
 SETTINGS = {"tiny": (4, 4, 4, 4, 32, 2), "small": (16, 8, 36, 8, 64, 16), "reference": (16, 12, 36, 20, 224, 16)}
 
@@ -50,29 +53,27 @@ def sgd(parameters):
 
 
 def search_step(side, order, setting):
-    """A function that makes one search step, α and w; side: textbook or ours; order: first, second or exact."""
+    """A function that makes one search step, α and w. side: original or ours; order: first, second or exact."""
     C, layers, _, _, pixels, films = SETTINGS[setting]
     trn, val = batch(pixels, films, 1), batch(pixels, films, 2)
     torch.manual_seed(0)
-    supernet = textbook.TextbookNetwork if side == "textbook" else model_search.Network
-    network = supernet(C, len(FINDINGS), layers)
+    original = side == "original"
+    make_network = partial(textbook.TextbookNetwork if original else model_search.Network, C, len(FINDINGS), layers)
+    network = make_network()
     weights = network.weight_parameters()
     optimizer = sgd(weights)
-    adam = torch.optim.Adam(network.arch_parameters(), lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
-    ours = Architect(network, utils.criterion, optimizer, adam, order != "first", exact=order == "exact")
-    original = textbook.OriginalArchitect(
-        network, lambda: supernet(C, len(FINDINGS), layers), utils.criterion, optimizer
-    )
+    if original:
+        architect = OriginalArchitect(network, make_network, utils.criterion, optimizer, order == "second")
+    else:
+        adam = torch.optim.Adam(network.arch_parameters(), lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+        architect = Architect(network, utils.criterion, optimizer, adam, order != "first", exact=order == "exact")
 
     def step():
-        if side == "textbook":
-            original.step(*trn, *val, optimizer.param_groups[0]["lr"], order == "second")
-        else:
-            ours.step(trn, val)
+        architect.step(trn, val)
         loss = utils.criterion(network(trn[0]), trn[1])
         optimizer.zero_grad()
-        # The original's backward() computes ∇α here, too, and throws it away.
-        loss.backward(inputs=None if side == "textbook" else weights)
+        # The original's backward() computes ∇α as well, and throws it away.
+        loss.backward(inputs=None if original else weights)
         torch.nn.utils.clip_grad_norm_(weights, 5.0)
         optimizer.step()
 
@@ -80,7 +81,7 @@ def search_step(side, order, setting):
 
 
 def network_step(network, data, training):
-    """A function that makes one training step, or one inference, of a derived network or CheXNet."""
+    """A function that makes one training step of a derived network or CheXNet, or one inference."""
     optimizer = sgd(network.parameters())
 
     def step():
@@ -96,7 +97,7 @@ def network_step(network, data, training):
 
 
 def alternate(functions, steps):
-    """Medians, in seconds, of `steps` calls of each function, in turn, after one call that is not counted."""
+    """Call the functions in turn, each `steps` times and once before; returns the median of each one's seconds."""
     times = [[] for _ in functions]
     for _ in range(steps + 1):
         for function, values in zip(functions, times, strict=True):
@@ -107,13 +108,15 @@ def alternate(functions, steps):
 
 
 def matrix_product():
-    """A function that multiplies two square matrices, float32: about the most that a processor can do."""
+    """A function that multiplies two float32 matrices, which a processor does at about its highest rate."""
     a = torch.randn(2048, 2048)
     return lambda: a @ a
 
 
 def peak_memory(side, order, setting):
-    """Peak resident memory, GB, of a process that makes two search steps (Linux)."""
+    """Peak resident memory of a process that makes two search steps, GB; None where /proc does not tell it."""
+    if not MEMORY.exists():
+        return None
     command = [sys.executable, __file__, "--setting", setting, "--memory-of", side, order]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -128,22 +131,23 @@ def report(setting, steps):
         print(f"| {name} | {plain:.2f} s | {ours:.2f} s | {plain / ours:.2f}× | {memory} |", flush=True)
 
     orders, seconds = ("first", "second", "exact"), {}
-    # First of all, while this process is small: the exact product takes 20 GB in the reference setting.
+    # Memory comes first, while this process is small: the exact product takes 20 GB in the reference setting.
     memory = {order: peak_memory("ours", order, setting) for order in orders}
     for order in ("first", "second"):
-        theirs = peak_memory("textbook", order, setting)
-        plain, seconds[order] = alternate([search_step(side, order, setting) for side in ("textbook", "ours")], steps)
-        peak = f"{memory[order]:.1f} of {theirs:.1f} GB, {memory[order] / theirs:.2f}×"
+        theirs = peak_memory("original", order, setting)
+        plain, seconds[order] = alternate([search_step(side, order, setting) for side in ("original", "ours")], steps)
+        peak = f"{memory[order]:.1f} of {theirs:.1f} GB, {memory[order] / theirs:.2f}×" if theirs else "–"
         row(f"search step, {order} order", plain, seconds[order], peak)
     (seconds["exact"],) = alternate([search_step("ours", "exact", setting)], steps)
-    print(f"| search step, exact product | – | {seconds['exact']:.2f} s | – | {memory['exact']:.1f} GB |", flush=True)
+    peak = f"{memory['exact']:.1f} GB" if memory["exact"] else "–"
+    print(f"| search step, exact product | – | {seconds['exact']:.2f} s | – | {peak} |", flush=True)
 
     data = batch(pixels, films, 1)
     for name, network in (
         ("derived network", model_eval.Network(C_eval, len(FINDINGS), layers_eval, CELL)),
         ("CheXNet", CheXNet(len(FINDINGS))),
     ):
-        plain = textbook.plain_twin(copy.deepcopy(network))
+        plain = plain_twin(copy.deepcopy(network))
         for training in (True, False):
             pair = alternate([network_step(net, data, training) for net in (plain, network)], steps)
             row(f"{name}, {'training step' if training else 'inference'}", *pair)
@@ -170,8 +174,8 @@ def main():
         step = search_step(*options.memory_of, options.setting)
         step()
         step()
-        # Not getrusage(): on Linux a new process starts with its parent's peak there.
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        # getrusage() would not do: on Linux, a new process starts with the peak of its parent there.
+        status = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
         print(int(status["VmHWM"].split()[0]) * 1024 / 1e9)
         return
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {date.today()}")

@@ -1,13 +1,15 @@
-"""The fast supernet computes what the textbook one computes: outputs, gradients of both orders, statistics."""
+"""The fast supernet computes what the textbook one computes: outputs, gradients, statistics, and ten search steps."""
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch.nn.functional import binary_cross_entropy_with_logits as criterion
 
 import model_search
 import textbook
+import utils
 from architect import Architect
-from genotypes import EDGES, PRIMITIVES
+from benchmarks.original import smooth_twin
+from genotypes import EDGES, NODES, PRIMITIVES, derive
 from model_search import EDGES_FROM
 from operations import multiply_adds
 
@@ -15,9 +17,9 @@ from operations import multiply_adds
 SIZES = [(4, 5, 32), (20, 4, 32), pytest.param(36, 4, 96, marks=pytest.mark.long)]
 CLASSES = 3
 TOLERANCE = 1e-9  # ‖difference‖ / ‖reference‖ in float64
+XI = 0.025
 
-
-# Parts of an operation in textbook.OPERATIONS and in model_search.MixedEdges; `bns` has the operation's last BN.
+# Modules within an operation of the textbook, and the fast network's names of them, with the operation's name for {}.
 PARTS = {
     "max": {"1": "plain.{}.1"},
     "avg": {"1": "plain.{}.1"},
@@ -49,35 +51,30 @@ def modules_of_both(fast):
                 for there, here in PARTS[name.split("_")[0]].items():
                     width = C // 2 if there.startswith("conv") else C
                     rows = everything if "pool" in name else slice(place * width, (place + 1) * width)
-                    yield (
-                        f"cells.{k}.edges.{e}.operations.{op}.{there}",
-                        f"cells.{k}.sources.{i}.{here.format(name)}",
-                        rows,
-                    )
+                    there = f"cells.{k}.edges.{e}.operations.{op}.{there}"
+                    yield there, f"cells.{k}.sources.{i}.{here.format(name)}", rows
 
 
-def textbook_view(fast, tensor_of):
-    """{name in the textbook: slice of the fast network's tensor}; tensor_of(name) gives the tensor or None."""
+def textbook_view(fast, tensors):
+    """{name in the textbook: slice of the fast network's tensor}, of the tensors (a dict by name) that are there."""
     view = {}
     for there, here, rows in modules_of_both(fast):
         for suffix in ("weight", "bias", "running_mean", "running_var"):
-            tensor = tensor_of(f"{here}.{suffix}")
-            if tensor is not None:
-                view[f"{there}.{suffix}"] = tensor[rows]
+            if f"{here}.{suffix}" in tensors:
+                view[f"{there}.{suffix}"] = tensors[f"{here}.{suffix}"][rows]
     return view
 
 
-def pair(C, layers, seed=0):
-    """A fast and a textbook supernet in float64 with the same weights and the same, uneven, α."""
-    torch.manual_seed(seed)
+def pair(C, layers):
+    """A fast and a textbook supernet in float64 with the same weights and the same, uneven α."""
+    torch.manual_seed(0)
     fast = model_search.Network(C, CLASSES, layers).double()
     plain = textbook.TextbookNetwork(C, CLASSES, layers).double()
-    for alpha, other in zip(fast.arch_parameters(), plain.arch_parameters(), strict=True):
+    for alpha in fast.arch_parameters():
         alpha.data.normal_()
-        other.data.copy_(alpha.data)
-    weights = textbook_view(fast, fast.state_dict().get)
-    names = {n for n, _ in plain.named_parameters()} - {"alphas_normal", "alphas_reduce"}
-    assert names <= weights.keys(), "the view misses weights of the textbook network"
+    alphas = {name: alpha for name, alpha in fast.named_parameters() if name.startswith("alphas_")}
+    weights = alphas | textbook_view(fast, fast.state_dict())
+    assert dict(plain.named_parameters()).keys() <= weights.keys(), "the view misses weights of the textbook network"
     plain.load_state_dict(weights, strict=False)
     return fast, plain
 
@@ -92,11 +89,8 @@ def distance(a, b, floor=0.0):
     return ((a - b).norm() / b.norm().clamp(min=floor)).item()
 
 
-criterion = F.binary_cross_entropy_with_logits
-
-
 @pytest.mark.parametrize(("C", "layers", "pixels"), SIZES)
-def test_outputs_weight_gradients_and_statistics_equal_the_textbook(C, layers, pixels):
+def test_outputs_gradients_and_statistics_equal_the_textbook(C, layers, pixels):
     fast, plain = pair(C, layers)
     films, labels = batch(pixels)
     outputs = fast(films), plain(films)
@@ -104,20 +98,79 @@ def test_outputs_weight_gradients_and_statistics_equal_the_textbook(C, layers, p
     for logits in outputs:
         criterion(logits, labels).backward()
 
-    for alpha, other in zip(fast.arch_parameters(), plain.arch_parameters(), strict=True):
-        assert distance(alpha.grad, other.grad) < TOLERANCE
-    parameters = dict(fast.named_parameters())
-    gradients = textbook_view(fast, lambda name: parameters[name].grad if name in parameters else None)
+    gradients = {name: p.grad for name, p in fast.named_parameters()}
+    gradients |= textbook_view(fast, gradients)
     for name, p in plain.named_parameters():
-        if not name.startswith("alphas"):
-            assert distance(gradients[name], p.grad) < TOLERANCE, name
+        assert distance(gradients[name], p.grad) < TOLERANCE, name
 
-    buffers = textbook_view(fast, dict(fast.named_buffers()).get)
+    buffers = textbook_view(fast, dict(fast.named_buffers()))
     statistics = {n: b for n, b in plain.named_buffers() if "running" in n}
     assert statistics.keys() == buffers.keys()
     for name, b in statistics.items():
         assert distance(buffers[name], b, floor=1e-6) < TOLERANCE, name  # some means are 0 but for rounding
     assert distance(fast.eval()(films), plain.eval()(films)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("C", "layers", "pixels"), [SIZES[0], pytest.param(*SIZES[1], marks=pytest.mark.long)])
+@pytest.mark.parametrize("exact", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_second_order_gradients_equal_the_textbook(C, layers, pixels, exact):
+    fast, plain = (smooth_twin(network) for network in pair(C, layers))  # kinks would magnify rounding
+    reference = textbook.unrolled_gradient if exact else textbook.gradient_by_differences
+    trn, val = batch(pixels), batch(pixels, seed=2)
+    optimizer = torch.optim.SGD(fast.weight_parameters(), XI, textbook.MOMENTUM, weight_decay=textbook.WEIGHT_DECAY)
+    architect = Architect(fast, criterion, optimizer, None, second_order=True, exact=exact)
+    velocity = [torch.zeros_like(p) for p in plain.weight_parameters()]
+    gradients = architect.second(trn, val, XI)[1], reference(plain, velocity, XI, trn, val)
+    for gradient, expected in zip(*gradients, strict=True):
+        assert distance(gradient, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_ten_steps_of_the_search_equal_algorithm_1_of_the_textbook(second_order, monkeypatch):
+    """First order and exact second order, with momentum, decay and clipping. α and w have moved equally far."""
+    monkeypatch.setattr(textbook, "CLIP", 0.5)  # smaller than all gradients here
+    fast, plain = pair(C=2, layers=4)
+    start = {name: p.clone() for name, p in plain.state_dict().items()}
+    batches = [(batch(32, 6, seed), batch(32, 6, seed + 100)) for seed in range(10)]
+    gradient = textbook.unrolled_gradient if second_order else textbook.first_order_gradient
+    cells = textbook.search(plain, batches, gradient, XI)
+
+    weights = fast.weight_parameters()
+    w_optimizer = torch.optim.SGD(weights, XI, textbook.MOMENTUM, weight_decay=textbook.WEIGHT_DECAY)
+    alpha_optimizer = torch.optim.Adam(fast.arch_parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3)
+    architect = Architect(fast, utils.criterion, w_optimizer, alpha_optimizer, second_order, exact=True)
+    for trn, val in batches:
+        architect.step(trn, val)
+        utils.descend(utils.criterion(fast(trn[0]), trn[1]), weights, w_optimizer, textbook.CLIP)
+
+    state, reference = fast.state_dict(), plain.state_dict()
+    state |= textbook_view(fast, state)
+    w = [name for name, _ in plain.named_parameters() if not name.startswith("alphas_")]
+    for names in (["alphas_normal"], ["alphas_reduce"], w):
+        ours, expected, before = (torch.cat([s[n].flatten() for n in names]) for s in (state, reference, start))
+        assert distance(ours, expected) < 1e-6, names
+        assert distance(ours - before, expected - before) < 1e-5, names
+    genotype = fast.genotype()
+    assert [in_a_row(cell) for cell in cells] == [genotype.normal, genotype.reduce]
+
+
+def in_a_row(cell):
+    """The pairs of a textbook cell, node after node, as a genotype has them."""
+    return [pair for pairs in cell.values() for pair in pairs]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_textbook_derives_the_same_cells(ties):
+    alphas = torch.randn(100, len(EDGES), len(PRIMITIVES), dtype=torch.float64, generator=torch.Generator())
+    for alpha in alphas.round() if ties else alphas:
+        assert in_a_row(textbook.derive(alpha)) == derive(alpha, alpha).normal
+
+
+def test_the_textbook_by_itself_prints_both_cells(capsys):
+    textbook.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.endswith("cell")] == ["normal cell", "reduction cell"]
+    assert len([line for line in lines if " = " in line and line.count("(node ") == 2]) == 2 * NODES
 
 
 def test_a_temperature_divides_alpha_in_both_cells_and_leaves_the_derived_cells():
@@ -152,36 +205,17 @@ def test_the_cost_is_that_of_the_operations_which_alpha_weights():
     for name in ("max_pool_3x3", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5"):
         assert forced(name) == pytest.approx(2 * len(EDGES) * multiply_adds(4, 1)[name] / largest), name
     assert forced("skip_connect") == pytest.approx(inputs * multiply_adds(4, 2)["skip_connect"] / largest)
-
-    # `none` is no way to save: at equal weights it changes nothing.
+    # `none` costs the mean of the others, which is also the cost of equal weights.
     others = sum(forced(name) for name in PRIMITIVES[1:]) / len(PRIMITIVES[1:])
     assert forced("none") == pytest.approx(others)
     network.temperature = 1e9
     assert network.cost().item() == pytest.approx(others)
 
 
-@pytest.mark.parametrize(("C", "layers", "pixels"), [SIZES[0], pytest.param(*SIZES[1], marks=pytest.mark.long)])
-@pytest.mark.parametrize("exact", [False, True])
-def test_second_order_gradients_equal_the_textbook(C, layers, pixels, exact):
-    gradients = []
-    for network in pair(C, layers):
-        # Differences over ReLU kinks would magnify rounding beyond any tolerance: the smooth twin has none.
-        textbook.smooth_twin(network)
-        optimizer = torch.optim.SGD(network.weight_parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
-        architect = Architect(network, criterion, optimizer, None, second_order=True, exact=exact)
-        gradients.append(architect.second(batch(pixels), batch(pixels, seed=2), xi=0.025)[1])
-    for ours, reference in zip(*gradients, strict=True):
-        assert distance(ours, reference) < TOLERANCE
-
-
-def test_reference_recipe_has_the_published_number_of_weights():
-    assert sum(p.numel() for p in model_search.Network(16, 14, 12).weight_parameters()) == 7_090_494
-
-
 def test_initial_weights_are_drawn_as_those_of_one_module_per_edge():
     torch.manual_seed(0)
     fast, plain = model_search.Network(16, CLASSES, 4), textbook.TextbookNetwork(16, CLASSES, 4)
-    view = textbook_view(fast, fast.state_dict().get)
+    view = textbook_view(fast, fast.state_dict())
     for name, p in plain.named_parameters():
         if name.startswith("cells") and p.numel() > 1000:
             assert abs(view[name].std() / p.std() - 1) < 0.1, name
