@@ -1,11 +1,10 @@
-"""Fast forms of a depthwise convolution that a pointwise (1×1) one follows. Nothing here changes what they compute.
+"""Fast forms of a separable convolution: a depthwise convolution, then a pointwise (1×1) one.
 
-`operations.DepthwisePointwise` holds the weights and says what the operation is. `depthwise_pointwise` chooses how it
-is computed: `composed`, `Recomputing` or `plain`. The three agree up to rounding.
+`depthwise_pointwise` chooses among three: `composed`, `Recomputing` and `plain`. They agree up to rounding.
 
-Shapes: x (B, C, H, W). E edges leave the node that x belongs to; each has C output channels, and the outputs are
-stacked edge by edge as E·C channels. Weights: depthwise (E·C, 1, k, k), pointwise (E·C, C, 1, 1), k odd.
-All edges read the same x; or, with x (B, E·C, H, W), each edge its own C channels.
+Shapes: E separable convolutions are computed at once, those of E edges of a cell, with C output channels each. Outputs
+are stacked edge by edge as E·C channels. Weights: depthwise (E·C, 1, k, k) with odd k, pointwise (E·C, C, 1, 1).
+With x (B, C, H, W) all edges read the same x. With x (B, E·C, H, W) each edge reads its own C channels.
 """
 
 from functools import reduce
@@ -14,13 +13,13 @@ import torch
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-# k²·C, the multiplications of a dense kernel per output value, up to which it is faster than two convolutions.
+# One dense convolution is faster than the two up to this k²·C, its multiplications per output value.
 MAX_COMPOSED = 144
 
 
 def depthwise_pointwise(x, depthwise, pointwise, stride, dilation, training):
     """x (B, C, H, W) or (B, E·C, H, W) -> (B, E·C, H/stride, W/stride), padded by dilation · (k // 2)."""
-    if stride == dilation == 2:  # reads even pixels only: an ordinary convolution of those
+    if stride == dilation == 2:  # an ordinary convolution of the even pixels, because it reads no others
         x, stride, dilation = x[:, :, ::2, ::2], 1, 1
     depthwise = without_outer_ring(depthwise, max(x.shape[-2:]), dilation)
 
@@ -33,9 +32,9 @@ def depthwise_pointwise(x, depthwise, pointwise, stride, dilation, training):
 
 
 def without_outer_ring(depthwise, size, dilation):
-    """The kernels without the weights that meet only padding, wherever they stand on a map of `size` pixels.
+    """The kernels without their outer weights, if these meet only padding on a map of size × size pixels.
 
-    That happens on maps of 2×2 and 4×4 pixels.
+    This happens on maps of 2×2 and 4×4 pixels.
     """
     centre = depthwise.shape[-1] // 2
     reach = min(centre, (size - 1) // dilation)
@@ -46,14 +45,14 @@ def without_outer_ring(depthwise, size, dilation):
 
 
 def plain(x, depthwise, pointwise, stride, dilation):
-    """One convolution after the other."""
+    """The two convolutions, one after the other."""
     return F.conv2d(depthwise_conv(x, depthwise, stride, dilation), pointwise, groups=number_of_edges(pointwise))
 
 
 def composed(x, depthwise, pointwise, stride, dilation):
-    """One convolution with a dense kernel, for x (B, C, H, W): nothing nonlinear stands between the two.
+    """One convolution with a dense kernel, the product of the two, for x (B, C, H, W).
 
-    It takes more multiplications, but x is not repeated E times and nothing in between is stored.
+    It needs more multiplications, but neither E copies of x nor memory for what lies between the two.
     """
     E, C, k = number_of_edges(pointwise), pointwise.shape[1], depthwise.shape[-1]
     mixing = pointwise.view(E, C, 1, 1, C)  # (edge, output, 1, 1, input)
@@ -64,10 +63,10 @@ def composed(x, depthwise, pointwise, stride, dilation):
 
 
 class Recomputing(torch.autograd.Function):
-    """`plain`, but what lies between the two convolutions is computed again in the backward pass, not stored.
+    """`plain`, except that the backward pass computes again what lies between the two convolutions.
 
-    Stored, it would be two fifths of the supernet's memory. Where the pointwise weights need no gradient, it is not
-    needed at all. The gradients are written as convolutions that are fast on a CPU, see `depthwise_gradients`.
+    To store it would take two fifths of the supernet's memory, and a pass without weight gradients does not need it.
+    The gradients are computed by convolutions that are fast on a CPU (`depthwise_gradients`).
     """
 
     @staticmethod
@@ -80,12 +79,12 @@ class Recomputing(torch.autograd.Function):
     def backward(ctx, grad):
         x, depthwise, pointwise = ctx.saved_tensors
         E = number_of_edges(pointwise)
-        # By the transposed matrices. torch.nn.grad.conv2d_input would leave channels-last here: a step a tenth slower.
+        # torch.nn.grad.conv2d_input would do the same, but leave channels-last: a step would take a tenth longer.
         transposed = pointwise.view(E, -1, pointwise.shape[1]).mT.reshape_as(pointwise)
         between_grad = F.conv2d(grad, transposed, groups=E)
         grads = depthwise_gradients(x, depthwise, ctx.stride, ctx.dilation, between_grad, ctx.needs_input_grad)
         pointwise_grad = None
-        if ctx.needs_input_grad[2]:  # edge by edge a product of matrices, (C, B·H·W) times (B·H·W, C)
+        if ctx.needs_input_grad[2]:  # for each edge a product of matrices, (C, B·H·W) times (B·H·W, C)
             between = depthwise_conv(x, depthwise, ctx.stride, ctx.dilation)
             pixels = [y.movedim(1, -1).reshape(-1, E, y.shape[1] // E).transpose(0, 1) for y in (grad, between)]
             pointwise_grad = (pixels[0].transpose(1, 2) @ pixels[1]).view_as(pointwise)
@@ -100,21 +99,21 @@ def depthwise_conv(x, depthwise, stride, dilation):
 
 
 def depthwise_gradients(x, depthwise, stride, dilation, grad, needed):
-    """Gradients of `depthwise_conv` for x and for its weights, each None unless `needed`; grad: of its output.
+    """The gradients of `depthwise_conv` for x and for the weights, each None unless `needed`. grad: that of its output.
 
-    oneDNN's own are slow for dilated kernels and those of more than three columns. On 2 cores with AVX2, 16 films and
-    64 channels of 56×56 px: 17 ms for 5×5 and 97 ms for dilated 5×5, against 2 ms forward.
+    oneDNN's own gradients are slow for dilated kernels and for kernels of more than three columns. On 2 cores with
+    AVX2, 16 films and 64 channels of 56×56 pixels, they take 17 ms for 5×5 and 97 ms for dilated 5×5; forward takes 2.
     """
     x_grad = weight_grad = None
     k = depthwise.shape[-1]
     if needed[0]:
         if stride == 1:  # a convolution with the flipped kernel
             x_grad = depthwise_conv(grad, depthwise.flip(2, 3), 1, dilation)
-        else:  # height and width are even: one row and column more than stride and kernel reach
+        else:  # output_padding is 1 because height and width of x are even
             x_grad = F.conv_transpose2d(grad, depthwise, None, stride, k // 2, 1, len(depthwise))
-        x_grad = reduce(torch.add, x_grad.split(x.shape[1], dim=1))  # over the edges; Tensor.sum() loses channels-last
+        x_grad = reduce(torch.add, x_grad.split(x.shape[1], dim=1))  # over the edges; sum() would lose channels-last
     if needed[1]:
-        if dilation == 2:  # reads pixels of equal parity: an ordinary convolution within each of the four sets
+        if dilation == 2:  # an ordinary convolution for each parity of row and column: two parities never meet
             x, grad = split_by_parity(x), split_by_parity(grad)
         three_columns = [slice(first, min(first + 3, k)) for first in range(0, k, 3)]
         parts = [gradient_of_columns(x, depthwise, stride, grad, columns) for columns in three_columns]
@@ -123,27 +122,27 @@ def depthwise_gradients(x, depthwise, stride, dilation, grad, needed):
 
 
 def gradient_of_columns(x, depthwise, stride, grad, columns):
-    """The gradient of some columns of depthwise weights without dilation: shape (E·C, 1, k, columns)."""
+    """The gradient for some columns of depthwise weights without dilation: (E·C, 1, k, columns)."""
     k = depthwise.shape[-1]
     padding, last = k // 2, columns.stop - 1
-    # All padding by hand: where it is as wide as the map, oneDNN's weight gradient is 2 to 6 times slower.
+    # oneDNN's weight gradient takes 2 to 6 times as long when it pads by the width of the map: F.pad does all of it.
     x = F.pad(x, (padding - columns.start, last - padding, padding, padding))
     x = repeat_channels(x, len(depthwise))
     return conv2d_weight(x, depthwise[..., columns].shape, grad, stride, groups=len(depthwise))
 
 
 def repeat_channels(x, channels):
-    """x with its channels repeated to `channels`, once per edge. cat keeps channels-last, which repeat() does not."""
+    """x with its channels repeated up to `channels`. cat keeps channels-last, repeat() would not."""
     copies = channels // x.shape[1]
     return torch.cat([x] * copies, dim=1) if copies > 1 else x
 
 
 def split_by_parity(x):
-    """(B, C, H, W) -> (4·B, C, ⌈H/2⌉, ⌈W/2⌉): the pixels of each parity of row and column, zeros at odd ends."""
+    """(B, C, H, W) -> (4·B, C, ⌈H/2⌉, ⌈W/2⌉): the pixels by parity of row and column; odd sizes end in zeros."""
     x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     return torch.cat([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)])
 
 
 def number_of_edges(pointwise):
-    """E, of pointwise weights (E·C, C, 1, 1)."""
+    """E, from pointwise weights (E·C, C, 1, 1)."""
     return len(pointwise) // pointwise.shape[1]
