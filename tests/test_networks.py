@@ -22,37 +22,27 @@ def weights(network):
 
 
 def test_reference_recipes_have_the_published_numbers_of_weights():
+    assert sum(p.numel() for p in model_search.Network(16, 14, 12).weight_parameters()) == 7_090_494
     assert weights(model_eval.Network(36, 14, 20, REFERENCE)) == 7_341_098
     assert weights(CheXNet(14)) == 6_968_206
 
 
-def test_every_candidate_but_none_has_an_operation():
+@pytest.mark.parametrize("stride", [1, 2])
+def test_operations_divide_the_size_and_cost_what_torch_counts(stride):
     assert tuple(OPS) == PRIMITIVES[1:]
-
-
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("stride", [1, 2])
-def test_operations_keep_channels_and_divide_the_size(name, stride):
-    x = torch.randn(2, 6, 8, 8)
-    y = OPS[name](6, stride)(x)
-    assert y.shape == (2, 6, 8 // stride, 8 // stride)
-    assert not (y == 0).all()
-
-
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("stride", [1, 2])
-def test_multiply_adds_are_what_torch_counts(name, stride):
     C, pixels = 6, (8 // stride) ** 2
-    with FlopCounterMode(display=False) as counter:
-        OPS[name](C, stride).eval()(torch.randn(1, C, 8, 8))
-    assert multiply_adds(C, stride)[name] * pixels == counter.get_total_flops() / 2
+    for name, make in OPS.items():
+        with FlopCounterMode(display=False) as counter:
+            y = make(C, stride).eval()(torch.randn(1, C, 8, 8))
+        assert y.shape == (1, C, 8 // stride, 8 // stride) and not (y == 0).all(), name
+        assert multiply_adds(C, stride)[name] * pixels == counter.get_total_flops() / 2, name
 
 
-def test_pools_are_not_followed_by_batch_normalisation_and_others_are_affine():
+def test_pools_have_no_batch_normalisation_and_all_others_are_affine():
     network = model_eval.Network(4, 3, 5, REFERENCE)
     assert all(m.affine for m in network.modules() if isinstance(m, nn.BatchNorm2d))
     assert isinstance(OPS["max_pool_3x3"](4, 1), nn.MaxPool2d)
-    # Averages of ones are ones at the border, too: padding is not counted.
+    # Averages of ones are ones at the border as well, because padding is not counted.
     assert torch.equal(OPS["avg_pool_3x3"](4, 1)(torch.ones(1, 4, 4, 4)), torch.ones(1, 4, 4, 4))
 
 
@@ -103,13 +93,12 @@ def test_imagenet_weights_are_read_from_the_folder_under_the_old_names(tmp_path)
     torch.save(old, tmp_path / IMAGENET)
     read = CheXNet(14, pretrained=True, folder=tmp_path).densenet.state_dict()
     assert all(torch.equal(read[key], state[key]) for key in state if not key.startswith("classifier"))
-    for content in ((tmp_path / IMAGENET).read_bytes()[:-1000], b"not a weights file", b""):
+
+    torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
+    for content in ((tmp_path / IMAGENET).read_bytes()[:-1000], b"", (tmp_path / "other.pth").read_bytes()):
         (tmp_path / IMAGENET).write_bytes(content)
         with pytest.raises(InputError, match=rf"{IMAGENET} is damaged, or another network's: .*--no-pretrained"):
             CheXNet(14, pretrained=True, folder=tmp_path)
-    torch.save(model_eval.Network(4, 14, 4, REFERENCE).state_dict(), tmp_path / IMAGENET)
-    with pytest.raises(InputError, match="is damaged, or another network's"):
-        CheXNet(14, pretrained=True, folder=tmp_path)
 
 
 def test_imagenet_weights_that_cannot_be_downloaded_are_named_with_the_way_out(tmp_path, monkeypatch):
@@ -131,9 +120,9 @@ def test_imagenet_weights_that_cannot_be_downloaded_are_named_with_the_way_out(t
     ids=["supernet", "derived network", "CheXNet"],
 )
 def test_one_batch_is_overfitted(make):
-    """8 noise films with random labels: from ln 2 = 0.69 to less than 0.2, by the layers before the classifier.
+    """The layers before the classifier bring the loss of 8 noise films with random labels from 0.69 to below 0.2.
 
-    The classifier stays as it is drawn: alone, on features that learn nothing, it would do it, too.
+    The classifier keeps its first weights, because it could do the same alone.
     """
     torch.manual_seed(0)
     network = make(len(FINDINGS))
