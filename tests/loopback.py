@@ -18,8 +18,8 @@ class Loopback(ThreadingHTTPServer):
         self.files = {}
         self.ranges = True  # False: Range headers are ignored, every answer is the whole file
         self.status = defaultdict(list)  # path -> statuses of its next answers; 200 is an ordinary one
-        self.cuts = defaultdict(list)  # path -> bytes after which its next answers break off; None is a whole one
-        self.moves = None  # answers that a redirected place gives before it answers 403; None: no limit
+        self.cuts = defaultdict(list)  # path -> bytes after which its next answers break off; None: a whole answer
+        self.moves = float("inf")  # answers that a redirected place gives before it answers 403
         self.places = []  # of each redirection, how many answers it still gives
         self.delay = 0.0  # s before each answer
         self.log = []  # (path, Range header or None, bytes sent)
@@ -33,7 +33,7 @@ class Loopback(ThreadingHTTPServer):
         return sum(part in path for path, _, _ in self.log)
 
     def handle_error(self, request, client_address):
-        """A client that was killed is no news."""
+        """Say nothing of a client that was killed."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -61,8 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             place, path = int(found[1]), found[2]
             if server.places[place] == 0:
                 return self.refuse(403)
-            if server.places[place] is not None:
-                server.places[place] -= 1
+            server.places[place] -= 1
         status = server.status[path].pop(0) if server.status[path] else 200
         if status != 200 or path not in server.files:
             return self.refuse(status if status != 200 else 404)
