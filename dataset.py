@@ -3,11 +3,10 @@
 A set is a folder with three files:
 
     images.npy    uint8, shape (N, H, W): the films; square ones for training
-    labels.csv    one row per film, in the same order: Image Index, Patient ID, Finding Labels, split
-    source.json   where it came from, counts per split and finding, seed, checksum of the two files above
+    labels.csv    one row per film, in the same order: COLUMNS, and MORE_COLUMNS where they are known
+    source.json   where it came from, the entries of DEFAULTS, counts, and the checksum of the two files above
 
-`Finding Labels` joins findings with "|" or is "No Finding"; `split` is train, val or test, and no patient is in
-two of them. The labels are those of ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315).
+`Finding Labels` joins findings with "|" or is "No Finding". No patient is in two of the splits train, val and test.
 """
 
 import hashlib
@@ -25,13 +24,16 @@ from torch.nn import functional as F
 from support import ranks
 from support.files import InputError, read_table, replacing, write
 
-FINDINGS = (
+FINDINGS = (  # of ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315)
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
 NO_FINDING = "No Finding"
 SPLITS = ("train", "val", "test")
-COLUMNS = ["Image Index", "Patient ID", "Finding Labels", "split"]
+PRESETS = ("phantom", "small", "reference")  # recipes; of all sets, only the phantom is called like one
+COLUMNS = ("Image Index", "Patient ID", "Finding Labels", "split")
+MORE_COLUMNS = ("Sex", "Age", "View")  # Age in whole years
+DEFAULTS = {"findings": FINDINGS, "preset": "small", "synthetic": False, "patients": True}  # see PreparedSet
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # per channel; the films' three channels are equal
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,8 +52,8 @@ class PreparedSet:
     table: pd.DataFrame
     checksum: str
     findings: tuple  # their names, in the order of the columns of `labels`
-    preset: str  # whose recipe the set takes: phantom, small or reference
-    synthetic: bool  # drawn films: what networks make of them says nothing about real ones
+    preset: str  # the recipe that the set takes: phantom, small or reference
+    synthetic: bool  # True: the films are drawn, and what networks make of them says nothing about real ones
     patients: bool  # False: the set does not know them, and each film counts as one
 
     @property
@@ -73,72 +75,64 @@ class PreparedSet:
         return np.flatnonzero(self.table["split"].to_numpy() == split)
 
 
-def encode_findings(finding_labels):
-    """`Finding Labels` strings -> (N, findings) float32 of 0 and 1; InputError names the row of an unknown one."""
-    column = {finding: k for k, finding in enumerate(FINDINGS)}
-    labels = np.zeros((len(finding_labels), len(FINDINGS)), dtype=np.float32)
-    for row, text in enumerate(finding_labels):
-        if text == NO_FINDING:
-            continue
-        for finding in str(text).split("|"):
-            if finding not in column:
-                raise InputError(f"row {row + 1}: unknown finding {finding!r}")
-            labels[row, column[finding]] = 1
-    return labels
+def encode_findings(finding_labels, findings):
+    """`Finding Labels` strings (N,) -> float32 (N, findings) of 0 and 1."""
+    films = [set(text.split("|")) for text in finding_labels]
+    return np.array([[finding in film for finding in findings] for film in films], dtype=np.float32)
 
 
-def check_table(table, films):
-    """The labels of `table` as an array; InputError, naming the row, unless it describes `films` films."""
-    missing = [column for column in COLUMNS if column not in table.columns]
-    if missing:
-        raise InputError(f"no column {missing[0]!r} among {', '.join(map(repr, table.columns))}")
-    if len(table) != films:
-        raise InputError(f"{len(table)} rows for the {films} films of images.npy")
-    empty = table[COLUMNS].isna() | (table[COLUMNS] == "")
-    if empty.any(axis=None):  # films without a patient would count as one patient's
-        row, column = np.argwhere(empty.to_numpy())[0]
-        raise InputError(f"row {row + 1}: no {COLUMNS[column]}")
-    labels = encode_findings(table["Finding Labels"])
-    for column, values in (("split", SPLITS), ("Image Index", None)):
-        bad = ~table[column].isin(values) if values else table[column].duplicated()
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            problem = f"must be one of {', '.join(values)}" if values else "is there twice"
-            raise InputError(f"row {row + 1}: {column} {table[column].iloc[row]!r} {problem}")
-    first = table.drop_duplicates("Patient ID").set_index("Patient ID")["split"]
-    elsewhere = table["split"].to_numpy() != first.loc[table["Patient ID"]].to_numpy()
-    if elsewhere.any():
-        row = table.iloc[int(np.flatnonzero(elsewhere)[0])]
-        raise InputError(
-            f"row {row.name + 1}: patient {row['Patient ID']} is in {row['split']} and in {first[row['Patient ID']]}"
-        )
-    for split in SPLITS:
-        inside = labels[(table["split"] == split).to_numpy()]
-        if not len(inside):
-            raise InputError(f"split {split!r} has no film")
-        if (inside.min(axis=0) == inside.max(axis=0)).all():
-            raise InputError(f"split {split!r} has no finding with a positive and a negative film: it gives no AUC")
-    return labels
-
-
-def count_findings(table):
-    """{split: {"films", "patients", "No Finding", finding: count, ...}}."""
-    labels = encode_findings(table["Finding Labels"])
+def count_findings(table, findings):
+    """A table of counts: a column per split; rows for films, patients, "No Finding" and each finding."""
     counts = {}
     for split in SPLITS:
-        inside = (table["split"] == split).to_numpy()
-        positives = labels[inside].sum(axis=0).astype(int).tolist()
-        counts[split] = {
-            "films": int(inside.sum()),
-            "patients": int(table.loc[inside, "Patient ID"].nunique()),
-            NO_FINDING: int((labels[inside].sum(axis=1) == 0).sum()),
-        } | dict(zip(FINDINGS, positives, strict=True))
-    return counts
+        rows = table[table["split"] == split]
+        labels = encode_findings(rows["Finding Labels"], findings)
+        found = dict(zip(findings, labels.sum(axis=0).astype(int), strict=True))
+        none = (labels.sum(axis=1) == 0).sum()
+        counts[split] = {"films": len(rows), "patients": rows["Patient ID"].nunique(), NO_FINDING: none} | found
+    return pd.DataFrame(counts)
 
 
-def format_counts(counts):
-    """The table of `count_findings` for people: one row per finding, one column per split."""
-    return pd.DataFrame(counts).to_string()
+def check_set(folder, images, table, findings):
+    """The labels of a set, (N, findings). Raises InputError, naming the file and the row, for what is no set."""
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise InputError(f"{folder}/images.npy must be uint8 (N, H, W), not {images.dtype} {images.shape}")
+    at = f"{folder}/labels.csv"
+    if missing := [column for column in COLUMNS if column not in table.columns]:
+        raise InputError(f"{at} has no column {missing[0]!r} among {', '.join(map(repr, table.columns))}")
+    if len(table) != len(images):
+        raise InputError(f"{at} has {len(table)} rows for the {len(images)} films of images.npy")
+    unknown = [text != NO_FINDING and not {*str(text).split("|")} <= {*findings} for text in table["Finding Labels"]]
+    first = table.groupby("Patient ID")["split"].transform("first")
+    problems = [(column, table[column].isna() | (table[column] == ""), "is empty") for column in COLUMNS]
+    problems += [
+        ("Finding Labels", np.array(unknown), "names an unknown finding"),
+        ("split", ~table["split"].isin(SPLITS), f"must be one of {', '.join(SPLITS)}"),
+        ("Image Index", table["Image Index"].duplicated(), "is there twice"),
+        ("Patient ID", table["split"] != first, "is in two splits"),
+    ]
+    for column, bad, problem in problems:
+        if bad.any():  # an empty patient would make all such films one patient's
+            row = np.flatnonzero(bad)[0]
+            raise InputError(f"{at}, row {row + 1}: {column} {str(table[column].iloc[row])!r} {problem}")
+    labels = encode_findings(table["Finding Labels"], findings)
+    for split in SPLITS:
+        inside = labels[(table["split"] == split).to_numpy()]
+        if not (inside.any(axis=0) & ~inside.all(axis=0)).any():
+            raise InputError(f"{at}: split {split!r} has no finding with a positive and a negative film, so no AUC")
+    return labels
+
+
+def check_source(source):
+    """`source`, the content of source.json, completed by DEFAULTS. Raises InputError for values of no meaning."""
+    source = DEFAULTS | source
+    source["findings"] = names = tuple(source["findings"])
+    if not names or len({*names, NO_FINDING, ""}) < len(names) + 2 or "|" in "".join(names):
+        raise InputError(f"findings must be different names without '|', not {', '.join(map(repr, names)) or 'none'}")
+    for name, values in (("preset", PRESETS), ("synthetic", (True, False)), ("patients", (True, False))):
+        if source[name] not in values:
+            raise InputError(f"{name} must be one of {', '.join(map(repr, values))}, not {source[name]!r}")
+    return source
 
 
 def set_checksum(folder):
@@ -146,77 +140,77 @@ def set_checksum(folder):
     digest = hashlib.sha256()
     for name in ("images.npy", "labels.csv"):
         with open(Path(folder) / name, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)  # which goes on with this digest
     return digest.hexdigest()
 
 
 def write_set(folder, images, table, source):
-    """Write a prepared set; source.json, which marks it as complete, comes last. Returns the counts.
+    """Write a prepared set. source.json, which marks it as complete, is written last. Returns `count_findings`.
 
-    images: (N, H, W) uint8; table: the columns of labels.csv; source: what source.json says beside the counts
-    and the checksum. Raises InputError for a set that `load_set` would refuse.
+    images: uint8 (N, H, W); table: the columns of labels.csv; source: for source.json, what is not as in DEFAULTS and
+    where the set comes from. Raises InputError for a set that `load_set` would refuse.
     """
-    folder = Path(folder)
-    if images.dtype != np.uint8 or images.ndim != 3:
-        raise InputError(f"images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
-    table = table[COLUMNS].reset_index(drop=True)
-    check_table(table, len(images))
+    folder, source = Path(folder), check_source(source)
+    check_set(folder, images, table, source["findings"])
+    table = table[[column for column in COLUMNS + MORE_COLUMNS if column in table.columns]]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "source.json").unlink(missing_ok=True)
     with replacing(folder / "images.npy") as file:
         np.save(file, images)
     write(folder / "labels.csv", table.to_csv(index=False, lineterminator="\n"))
-    counts = count_findings(table)
-    record = source | {"counts": counts, "checksum": set_checksum(folder)}
-    write(folder / "source.json", json.dumps(record, indent=1) + "\n")
+    counts = count_findings(table, source["findings"])
+    source |= {"counts": counts.to_dict(), "checksum": set_checksum(folder)}
+    write(folder / "source.json", json.dumps(source, indent=1) + "\n")
     return counts
+
+
+def read_source(folder):
+    """The content of a set's source.json, also of an older one, which says less. Raises InputError."""
+    at = Path(folder) / "source.json"
+    try:
+        source = json.loads(at.read_text(encoding="utf-8"))
+        preset = {"phantom": "phantom", "chestxray14": "reference"}.get(at.parent.name, "small")
+        synthetic = source.get("notice", "").startswith("synthetic")
+        return check_source({"preset": preset, "synthetic": synthetic} | source)
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise InputError(f"{at}: {error}") from None
+
+
+def find_preset(data, name):
+    """The preset of the set `name` below the folder `data`; "phantom" where there is none yet. Raises InputError."""
+    folder = Path(data) / name
+    return read_source(folder)["preset"] if (folder / "source.json").exists() else "phantom"
 
 
 def load_set(folder):
     """Read and check a prepared set. Raises InputError with one line that names the file and the problem."""
     folder = Path(folder)
-    for name in ("images.npy", "labels.csv", "source.json"):
-        if not (folder / name).is_file():
-            there = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/source.json"))) or "none"
-            raise InputError(
-                f"{folder / name} is missing: prepare the set first (see docs/data.md); sets there: {there}"
-            )
-    at = folder / "images.npy"
+    if not (folder / "source.json").exists():
+        there = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/source.json"))) or "none"
+        raise InputError(f"{folder} is no finished set: prepare the set first (see docs/data.md); sets there: {there}")
+    source, table = read_source(folder), read_table(folder / "labels.csv")
+    if "Patient ID" in table and table["Patient ID"].str.fullmatch("[0-9]{1,18}").all():
+        table["Patient ID"] = table["Patient ID"].astype("int64")  # sorted as numbers, not as texts
     try:
-        images = np.load(at, mmap_mode="r", allow_pickle=False)
-        if images.dtype != np.uint8 or images.ndim != 3:
-            raise InputError(f"must be uint8 (N, H, W), not {images.dtype} {images.shape}")
-        at = folder / "labels.csv"
-        table = read_table(at)
-        if "Patient ID" in table and table["Patient ID"].str.fullmatch("[0-9]{1,18}").all():
-            table["Patient ID"] = table["Patient ID"].astype("int64")  # the order of numbers
-        labels = check_table(table, len(images))
-        at = folder / "source.json"
-        source = json.loads(at.read_text(encoding="utf-8"))
-        checksum = source["checksum"]
-        facts = {
-            "findings": tuple(source.get("findings", FINDINGS)),
-            "preset": source.get("preset")
-            or {"phantom": "phantom", "chestxray14": "reference"}.get(folder.name, "small"),
-            # A set of an older version says it in its notice only.
-            "synthetic": source.get("synthetic", source.get("notice", "").startswith("synthetic")),
-            "patients": source.get("patients", True),
-        }
-        if checksum != set_checksum(folder):
-            raise InputError("its checksum does not fit images.npy and labels.csv: prepare the set again")
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RecursionError) as error:
-        raise InputError(f"{at}: {error}") from None
-    return PreparedSet(folder.name, images, labels, table, checksum, **facts)
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{folder}/images.npy cannot be read ({error}): prepare the set again") from None
+    labels = check_set(folder, images, table, source["findings"])
+    checksum = set_checksum(folder)
+    if checksum != source.get("checksum"):
+        raise InputError(f"{folder}/source.json: its checksum does not fit the other two files: prepare the set again")
+    return PreparedSet(folder.name, images, labels, table, checksum, **{fact: source[fact] for fact in DEFAULTS})
 
 
 def open_set(data, name):
     """`load_set` of the set `name` below the folder `data`; the phantom is made there on first use."""
     folder = Path(data) / name
+    if name in PRESETS and not (name == find_preset(data, name) == "phantom"):
+        raise InputError(f"{folder} is called like the preset {name}, but is another set: rename its folder")
     with ranks.first_rank_first():
         if name == "phantom" and not (folder / "source.json").exists():
-            command = [sys.executable, "-m", "data.prepare_phantom", folder.absolute()]
-            if status := subprocess.run(command, cwd=Path(__file__).parent).returncode:
+            script = Path(__file__).parent / "data" / "prepare_phantom.py"
+            if status := subprocess.run([sys.executable, script, folder]).returncode:
                 raise SystemExit(status)  # the script has said why
     return load_set(folder)
 

@@ -1,9 +1,9 @@
 """Where the films of ChestX-ray14 come from: a folder of films, archives on disk, or the archives of a mirror.
 
 The official data set has twelve archives, images_01.tar.gz to images_12.tar.gz (45 GB); the mirror has the same films
-as images_001.zip to images_012.zip. Of a zip of the mirror only the films wanted are transferred, each by a request
-for its range of bytes. A film counts once a checksum says that it is whole: in a zip each film has its own, a tar.gz
-has one at its very end.
+in images_001.zip to images_012.zip. From a zip of the mirror, only the wanted films are transferred, each by a request
+for its range of bytes. A film counts when a checksum has shown that it is whole: in a zip each film has its own
+checksum, a tar.gz has one at its end.
 """
 
 import gzip
@@ -42,9 +42,9 @@ TIMEOUT = 60  # s without an answer
 ZIP, TAR = (".zip",), (".tar.gz", ".tgz")  # endings of archives, in any case
 PACKED = (*ZIP, *TAR, ".tar", ".7z", ".rar")  # endings of archives within archives, which are only named
 
-# What a damaged archive raises, what a connection raises that breaks off, and whatever keeps a source from being read.
+# What a damaged archive raises, what a lost connection raises, and everything that can stop the reading of a source.
 DAMAGED = (EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error)
-DAMAGED += (NotImplementedError, OverflowError, UnicodeDecodeError, struct.error)  # a zip's, from a wrong directory
+DAMAGED += (NotImplementedError, OverflowError, UnicodeDecodeError, struct.error)  # of a zip with a wrong directory
 DROPPED = (RemoteIOError, HTTPError)
 UNREADABLE = (*DAMAGED, OSError, HTTPError, RemoteZipError)
 
@@ -52,13 +52,13 @@ UNREADABLE = (*DAMAGED, OSError, HTTPError, RemoteZipError)
 class Source(NamedTuple):
     """Films that one thread reads one after the other.
 
-    read(wants) yields, for each file whose name wants(name) is true for, its name and its bytes, or None where it is
-    damaged. It raises one of UNREADABLE where it cannot go on.
+    read(wants) calls wants(name) for each file. Where that is true, it yields the name and the bytes of the file, or
+    None for the bytes of a damaged file. It raises one of UNREADABLE where it cannot go on.
     """
 
     name: str  # in messages
     read: Callable
-    checked_last: bool = False  # no film counts before all are read
+    checked_last: bool = False  # no film counts before the source is read to its end
 
 
 def slices(parts):
@@ -70,7 +70,7 @@ def list_names(source):
     """The names of all files in a source."""
     names = []
     try:
-        for _ in source.read(names.append):  # whose None is no name's yes: nothing is read
+        for _ in source.read(names.append):  # append returns None, so no file is wanted or read
             pass
     except UNREADABLE as error:
         ways = f"try again, or get it by hand from {BY_HAND} and give it with --archives"
@@ -87,7 +87,7 @@ def read_files(folder, paths, wants):
         name, content = str(path.relative_to(folder)), None
         if wants(name):
             with suppress(OSError):
-                content = path.read_bytes() if path.is_file() else None  # a pipe would be waited for
+                content = path.read_bytes() if path.is_file() else None  # reading a pipe would wait for ever
             yield name, content if content and is_whole(io.BytesIO(content)) else None
 
 
@@ -135,7 +135,7 @@ def archive_sources(path, number, threads):
 def read_zip(open_zip, part, wants):
     """The films of a part (a slice) of a zip, in the order in which they lie there; see Source.
 
-    open_zip: a function that opens it as a ZipFile. Where the connection breaks off, it is opened anew.
+    open_zip: a function that opens it as a ZipFile. After a lost connection the zip is opened again.
     """
     done = set()
 
@@ -146,8 +146,8 @@ def read_zip(open_zip, part, wants):
                     continue
                 content = None
                 if member.file_size <= MAX_MEMBER:
-                    # Damaged, encrypted, an unknown compression ... Read to its end, where the CRC is checked, and not
-                    # by read(), which would unpack more than the member says it has.
+                    # It may be damaged, encrypted or of an unknown compression. It is read to its end, where zipfile
+                    # checks the CRC. A plain read() would unpack more bytes than the directory says the member has.
                     with suppress(*DAMAGED, RuntimeError), archive.open(member) as file:
                         content = file.read(MAX_MEMBER + 1)
                 done.add(member.header_offset)
@@ -158,7 +158,7 @@ def read_zip(open_zip, part, wants):
 
 def read_tar(path, wants):
     """The films of a tar.gz; see Source. At the end its checksum is verified."""
-    # Not tarfile's mode "r|gz", which does not look at the checksum.
+    # tarfile's own mode "r|gz" does not verify the checksum.
     with gzip.open(path) as content, tarfile.open(fileobj=content, mode="r|") as archive:
         for member in archive:
             if member.isfile() and wants(member.name):
@@ -173,7 +173,7 @@ def read_tar(path, wants):
 
 @contextmanager
 def get(url, **headers):
-    """A session and its answer to a request. It tries again after a refusal, "too many requests" and 5xx."""
+    """A session and its answer to a request, which is repeated after a refusal, "too many requests" and 5xx."""
     retry = Retry(total=TRIES, backoff_factor=WAIT, status_forcelist=(429, 500, 502, 503, 504))
     with requests.Session() as session:
         session.mount("http://", HTTPAdapter(max_retries=retry))
@@ -184,7 +184,7 @@ def get(url, **headers):
 
 
 def persist(read):
-    """What read() yields; where the connection breaks off, read() is called anew."""
+    """What read() yields. After a lost connection read() is called again."""
     failures = 0
     while True:
         try:
@@ -202,7 +202,7 @@ def persist(read):
 @contextmanager
 def open_mirror(number):
     """The mirror's archive of that number as a ZipFile."""
-    # Films come from where the address leads, asked once: a host of many files counts its requests.
+    # The address redirects to another. It is asked only once, since the host limits how often it is asked.
     with get(f"{MIRROR}images/images_{number:03d}.zip", Range="bytes=0-0") as (session, answer):
         answer.close()
         with RemoteZip(answer.url, session=session, timeout=TIMEOUT) as archive:

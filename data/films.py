@@ -1,4 +1,7 @@
-"""How a film is found, told by its name, and read."""
+"""Reads a film, that is a file with one radiograph: what its name says, whether it is whole, and its grey values.
+
+Nothing here uses the network, so that scripts which only read films need no library for it.
+"""
 
 import os
 import re
@@ -7,24 +10,32 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-PICTURES = (".png", ".jpg", ".jpeg")  # endings of films, in any case
-FILTER = Image.Resampling.LANCZOS  # keeps thin lines (a pleural edge) sharpest; 5 of a film's 15 ms, BOX takes 1
+PICTURES = (".png", ".jpg", ".jpeg")  # endings of the files that are read as films
+# Endings that a film's name may have in tables of other programs, which often read converted copies of the film. Other
+# letters behind a dot belong to the name: p1.left.png and p1.right.png are two films.
+ENDINGS = re.compile(r"(\.(png|jpe?g|bmp|gif|tiff?|webp|dcm|dicom|nii|gz|npy|npz|pt))+$")
+FILTER = Image.Resampling.LANCZOS  # keeps thin lines (a pleural edge) sharpest; takes 5 of a film's 15 ms, BOX takes 1
 DARK = 64  # a film of which 99 % is below this grey value was made with a wrong range; the least in nih10k is 121
 
 
-def is_film(name):
-    """Whether a file of this name is a film."""
-    return os.path.splitext(name.lower())[1] in PICTURES
+# --- Names and files
 
 
 def film_key(name):
-    """What a film is matched by: its name without folder, endings (as .png, .nii.gz) and case."""
-    name = re.split(r"[/\\]", name.strip().casefold())[-1]
-    return re.sub(r"(\.[a-z][a-z0-9]{0,4})+$", "", name)
+    """What a film is matched by, everywhere: its name without folder (with / or \\), without endings, in lower case."""
+    return ENDINGS.sub("", re.split(r"[/\\]", name.strip().casefold())[-1])
+
+
+def is_film(name):
+    """Whether a file of this name is read as a film: it ends in .png, .jpg or .jpeg, in any case."""
+    return name.strip().lower().endswith(PICTURES)
 
 
 def walk(folder):
-    """The paths of all files below `folder`. Links are followed, as Kaggle's folders often are; each folder once."""
+    """The paths of all files below `folder`, sorted within each folder.
+
+    Links are followed, because Kaggle's folders often consist of links. Each folder is visited once.
+    """
     seen = {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True):
         places = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
@@ -34,9 +45,9 @@ def walk(folder):
 
 
 def is_whole(file, form=None):
-    """Whether a film is whole: a PNG by its checksums, at which decoding does not look.
+    """Whether a film's file is undamaged. Of a PNG this verifies the checksums, which decoding does not look at.
 
-    form: the mode and size that it must have, ("L", (256, 256)); None: any.
+    form: the mode and the size that the film must have, such as ("L", (256, 256)); None: any.
     """
     try:
         with Image.open(file) as film:
@@ -46,11 +57,15 @@ def is_whole(file, form=None):
         return False
 
 
-def scale_grey(film):
-    """A film of more than 8 bits, scaled to 8: by 10, 12, 14 or 16 bits, the least that hold its values.
+# --- Grey values
 
-    Detectors have 10 to 14 bits, and a DICOM file that was converted to 16 often keeps their values. convert("L")
-    would cut them off. Raises ValueError for other values, such as shares of 1.
+
+def scale_grey(film):
+    """A film of more than 8 bits per pixel -> one of 8. White is the largest number of 8, 10, 12, 14 or 16 bits: the
+    fewest bits that hold the film's values.
+
+    Detectors have 10 to 14 bits, and DICOM files that are converted to 16 bits often keep the detector's values.
+    Pillow's convert("L") would clip them. Raises ValueError for values that are not whole numbers from 0 to 65535.
     """
     values = np.asarray(film)
     if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() > 65535:
@@ -60,12 +75,12 @@ def scale_grey(film):
 
 
 def reduce_film(file, size):
-    """A film of any mode -> its grey values, uint8 (size, size).
+    """A film of any mode -> its grey values, uint8 (size, size); `size` in pixels.
 
-    Colours become luma, transparency is ignored, 16-bit grey is scaled by the bits that it uses; a film that is not
-    square is centred on black, so that anatomy keeps its shape. Antialiased, in whole numbers: the same on every
-    platform. Raises OSError for a film that does not decode, is smaller than `size` (it is never enlarged), or is
-    nearly black but for a few pixels, such as a marker.
+    Colours become luma, transparency is ignored, more than 8 bits are scaled (see `scale_grey`). A film that is not
+    square is centred on black, so that anatomy keeps its shape. The reduction is antialiased and computed in whole
+    numbers, which makes it the same on every platform. Raises OSError for a film that does not decode, is smaller than
+    `size` (films are never enlarged), or is nearly black but for a few pixels, such as a side marker.
     """
     try:
         with Image.open(file) as film:

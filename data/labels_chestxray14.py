@@ -1,24 +1,24 @@
 """The labels and splits of ChestX-ray14, from its label table, the official lists or the original project's toy set.
 
-A label is one of 14 findings that text mining took from the radiologist's report (the authors expect over 90 % to be
-right); no one labelled the films themselves.
+A label is one of 14 findings. Text mining took it from the radiologist's report, and its authors expect over 90 % of
+the labels to be right; nobody labelled the films themselves.
 
-Splits: `original` is that of the original project's toy set, in toy_set.csv. With `all`, `test` is the official
+Splits: `original` is the split of the original project's toy set, in toy_set.csv. With `all`, `test` is the official
 test_list.txt and `val` a fifth of the patients of train_val_list.txt; without lists, the patients of the label table
-are divided 70 / 10 / 20. A set of one archive has those films of the split that the archive holds: a film is in the
-same split there as in the set of all films.
+are divided 70 / 10 / 20. A set of one archive has the films that this archive holds, and each film is in the same
+split as in the set of all films.
 
-Tables and lists are read as people have them; a film is matched by its name without folder, ending and case.
+Tables and lists are read in the forms in which people have them. A film is matched by `films.film_key`.
 """
 
 import difflib
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from data.films import film_key, is_film
 from dataset import FINDINGS, NO_FINDING
 from support.files import InputError, read_table, read_text
 
@@ -27,25 +27,20 @@ VAL, TEST = 0.1, 0.2  # shares of all patients, without the official lists
 TABLE = "Data_Entry_2017_v2020.csv"  # the official label table
 LISTS = ("train_val_list.txt", "test_list.txt")  # the official split, one film name per line
 TOY_SET = Path(__file__).with_name("toy_set.csv")  # film, split: the original project's lists
+# Columns that a label table may have, in any spelling that `plain` makes equal, and what the set calls them.
+FURTHER = {"patientgender": "Sex", "patientsex": "Sex", "patientage": "Age", "viewposition": "View"}
+AGE_UNITS = {"": 1, "Y": 1, "M": 12, "D": 365}  # the letter behind an age -> how many of its units make a year
 
-PICTURES = (".png", ".jpg", ".jpeg")  # endings of films, in any case
 NAMED = 3  # how many films a message names
 
 
 # --- Names
 
 
-def key(name):
-    """What a film is matched by: its name without folder, ending and case; None for a file that is no picture."""
-    stem, ending = os.path.splitext(os.path.basename(name.strip()).lower())
-    return stem if ending in PICTURES else None
-
-
 def film_name(text):
-    """The name of a film in a table or list, without its folder. NIH's, 00000001_000.png, is known by its number."""
-    name = os.path.basename(text.strip(" '\"").replace("\\", "/"))
-    stem, ending = os.path.splitext(name)
-    return f"{stem}.png" if re.fullmatch(r"\d{8}_\d{3}", stem) and ending.lower() in ("", *PICTURES) else name
+    """A film's name as the set has it, from a table or list: without its folder, and NIH's films always end in .png."""
+    name = re.split(r"[/\\]", text.strip(" '\""))[-1]
+    return f"{film_key(name)}.png" if re.fullmatch(r"\d{8}_\d{3}", film_key(name)) else name
 
 
 def some(names):
@@ -60,9 +55,10 @@ def plain(name):
 
 
 def find(wanted, names, where, ways):
-    """The one of `names` that is `wanted`, in any spelling that `plain` takes for the same.
+    """The one of `names` that is `wanted`, in any spelling that `plain` makes equal.
 
-    Raises InputError, naming the place `where` and the `ways` out, where there is none, or two without the exact one.
+    Raises InputError, naming the place `where` and the next step `ways`, where there is none, or where there are two
+    and neither is exactly `wanted`.
     """
     same = [name for name in names if plain(name) == plain(wanted)]
     if wanted in same or len(same) == 1:
@@ -77,11 +73,18 @@ def find(wanted, names, where, ways):
 # --- The label table
 
 
+def read_age(text):
+    """A patient's age in whole years, as text, from '57', '057Y', '010M' or '021D'; '' for what is no age."""
+    age = re.fullmatch(r"(\d{1,3})(?:\.0*)?([YMD]?)", text.upper())
+    return str(int(age[1]) // AGE_UNITS[age[2]]) if age else ""
+
+
 def read_labels(csv):
     """The label table, gzipped or not: Image Index, Patient ID (int), Finding Labels, in the order of Image Index.
 
-    Reads Data_Entry_2017.csv (rows end in a comma) and v2020. Raises InputError, naming the file and the films, for
-    a missing column, an unknown finding, a patient that is not a number, and a film with two rows.
+    Sex, Age and View (texts) follow where the table has them. Reads Data_Entry_2017.csv, whose rows end in a comma,
+    and v2020. Raises InputError, naming the file and the films, for a missing column, an unknown finding, a patient
+    that is not a number, and a film with two rows.
     """
     ways = f"give --labels the official {TABLE}"
     if not Path(csv).is_file():
@@ -97,17 +100,22 @@ def read_labels(csv):
     findings = [[known.get(plain(part), part) for part in text.split("|")] for text in table["Finding Labels"]]
     table["Finding Labels"] = ["|".join(parts) for parts in findings]
 
-    keys = table["Image Index"].map(key)
     unknown = [parts != [NO_FINDING] and not set(parts) <= set(FINDINGS) for parts in findings]
     for problem, bad in (
-        ("names that are no films", keys.isna()),
-        ("more than one row", keys.duplicated()),
+        ("names that are no films", ~table["Image Index"].map(is_film).astype(bool)),
+        ("more than one row", table["Image Index"].map(film_key).duplicated()),
         ("unknown findings", pd.Series(unknown, dtype=bool)),
         ("a patient that is not a number", ~table["Patient ID"].str.fullmatch("[0-9]{1,18}").astype(bool)),
     ):
         if bad.any():
             films, first = some(table["Image Index"][bad].unique()), table[bad].iloc[0].to_list()
             raise InputError(f"{csv} has {problem} for {films}, as in {first}: correct it or download it again")
+
+    for name in there:
+        if plain(name) in FURTHER:
+            table[FURTHER[plain(name)]] = found[name].str.strip()
+    if "Age" in table:
+        table["Age"] = table["Age"].map(read_age)
     return table.astype({"Patient ID": "int64"}).sort_values("Image Index", ignore_index=True)
 
 
@@ -117,14 +125,14 @@ def read_labels(csv):
 def draw(patients, shares, seed):
     """Disjoint random groups of the distinct `patients`, one per share (at least one patient), as sets."""
     patients = np.unique(patients)
-    # Plain draws, sorted, instead of a shuffle: they follow the bit stream, which NumPy keeps between versions.
+    # Sorting plain draws, instead of a shuffle: they follow the bit stream, which NumPy keeps between versions.
     order = patients[np.argsort(np.random.default_rng(seed).random(len(patients)), kind="stable")]
     ends = np.cumsum([max(1, round(share * len(patients))) for share in shares])
     return [set(group.tolist()) for group in np.split(order, ends)[:-1]]
 
 
 def leave_out(films, lists, skip_bad):
-    """Tell of films of the lists that the label table does not have; InputError unless skip_bad is true."""
+    """Print which films of the lists the label table does not have; InputError unless skip_bad is true."""
     if len(films) and not skip_bad:
         ways = "give the official label table, or leave them out with --skip-bad"
         raise InputError(f"the label table does not have {some(films)} of {lists}: {ways}")
@@ -135,7 +143,7 @@ def leave_out(films, lists, skip_bad):
 def read_list(folder, name, names):
     """The films of an official list, or of Kaggle's copy of it, NAME_NIH.txt; names: {key: film of the label table}.
 
-    Names may have a folder before them, and further columns behind them; a header line may come first.
+    Names may have a folder before them and further columns behind them. The first line may be a header.
     """
     files = sorted((path.name for path in Path(folder).glob("*")), reverse=True)  # the official list after the copy
     files = {re.sub("_NIH(?=[.])", "", file): file for file in files}
@@ -144,11 +152,11 @@ def read_list(folder, name, names):
     films = []
     for number, line in enumerate(read_text(path).splitlines()):
         first = film_name(re.split(r"[,;\t]", line)[0])
-        # Names end at a space, too, but for those of the table that have spaces.
-        whole = " " in first and key(first) in names
+        # A space ends a name, unless the label table has a film of the whole name.
+        whole = " " in first and film_key(first) in names
         found = [first] if whole else [film_name(word) for word in re.split(r"[\s,;'\"]+", line)]
-        found = dict.fromkeys(names.get(key(film), film) for film in found if key(film))
-        if not found and line.strip() and (films or re.search(r"\d", first)):  # a header stands first, without numbers
+        found = dict.fromkeys(names.get(film_key(film), film) for film in found if is_film(film))
+        if not found and line.strip() and (films or re.search(r"\d", first)):  # a header comes first, without numbers
             raise InputError(f"{path}, line {number + 1}: {line.strip()[:60]!r} names no film")
         films += found
     if not films:
@@ -167,7 +175,7 @@ def assign_splits(table, lists, seed, skip_bad=False):
         split = ["test" if p in test else "val" if p in val else "train" for p in table["Patient ID"]]
         return table.assign(split=split)
     films = table["Image Index"]
-    names = dict(zip(films.map(key), films, strict=True))
+    names = dict(zip(films.map(film_key), films, strict=True))
     train_val, test = (read_list(lists, name, names) for name in LISTS)
     listed = pd.Series(train_val + test, dtype=object)
     is_test, is_train_val = films.isin(test), films.isin(train_val)

@@ -3,18 +3,13 @@
     python -m data.prepare_chestxray14 --download
 
 fetches the toy set, 11,042 of the 112,120 films, and makes data/chestxray14/ (images.npy, labels.csv, source.json):
-uint8 films of 256 x 256 px. With --archive 2 --name nih10k --size 64 it is the 10,000 films of one archive instead.
-Films already on disk come in by --images (a folder of PNG or JPEG files) or --archives (zip and tar.gz), with --labels.
+uint8 films of 256 x 256 px. With --archive 2 --name nih10k --size 64 it takes the 10,000 films of one archive instead.
+Films on disk are given by --images (a folder of PNG or JPEG files) or --archives (zip and tar.gz), with --labels.
 
-Every film is reduced and kept as a PNG in data/films_256px/, or what --size says. Sets of one size share it, and a
-command that was stopped goes on from there. A film is known by its name and size alone: one that is there is not read
-again, wherever it came from; the folder can be deleted at any time, and should be before films of another source are
-prepared in the same size. The same films, labels, lists and seed give the same bytes, whatever the number of cores and
-however often the command was stopped.
-
-The data set: 112,120 frontal films, 1024 x 1024 px, of 30,805 patients of the NIH Clinical Center. Wang et al.,
-"ChestX-ray8", CVPR 2017, arXiv 1705.02315; https://nihcc.app.box.com/v/ChestXray-NIHCC. No filter is applied here: both
-views, all ages, all films of a patient. Labels and splits: see labels_chestxray14.py.
+Every film is reduced and kept as a PNG in data/films_256px/, or what --size says; sets of one size share this folder,
+and a command that was stopped goes on from there. The same films, labels, lists and seed give the same bytes, whatever
+the number of cores and however often the command was stopped. docs/data.md describes the data set and every option,
+labels_chestxray14.py the labels and splits.
 """
 
 import argparse
@@ -33,10 +28,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
+if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from data import fetch_chestxray14 as fetch
-from data.films import reduce_film
-from data.labels_chestxray14 import LISTS, TABLE, assign_splits, key, original_split, read_labels, some
-from dataset import SPLITS, format_counts, write_set
+from data.films import film_key, is_film, is_whole, reduce_film
+from data.labels_chestxray14 import LISTS, TABLE, assign_splits, original_split, read_labels, some
+from dataset import PRESETS, SPLITS, write_set
 from support.files import InputError, lock, write
 from support.progress import progress
 from support.settings import guarded
@@ -45,12 +43,9 @@ OUT = Path(__file__).resolve().parent  # the set's folder is made here
 NAME = "chestxray14"  # the set's folder
 SIZE = 256  # height and width of a prepared film, px
 SEED = 0  # any integer >= 0; another seed draws other patients into val (without lists, into test, too)
-
 UNFINISHED = "unfinished_"  # begins the names of folders that a killed run leaves behind
-CITATION = (
-    "NIH Clinical Center, ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315), "
-    "https://nihcc.app.box.com/v/ChestXray-NIHCC, free to use with this attribution"
-)
+CITATION = "NIH Clinical Center, ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315), "
+CITATION += f"{fetch.BY_HAND}, free to use with this attribution"
 
 
 # --- Films on their way into a set
@@ -58,11 +53,11 @@ CITATION = (
 
 @contextmanager
 def locked(folder):
-    """`folder`, made where it is missing and locked against a second process."""
+    """Make `folder` where it is missing, and lock it against a second process."""
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder / "lock")
     try:
-        for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
+        for left in folder.glob(f"{UNFINISHED}*"):  # left by a run that was killed
             shutil.rmtree(left)
         yield
     finally:
@@ -70,22 +65,22 @@ def locked(folder):
 
 
 class Intake:
-    """Takes films into the folder of reduced films, where each is a PNG file: there as a whole or not at all.
+    """Takes films into the folder of reduced films, where each becomes a PNG file, whole or not at all.
 
-    needed: names of the films that are not there yet. broken: {name: why} of those that were met but cannot be used;
-    nested: archives that were met within archives. The folder must be locked; `take` runs in threads.
+    needed: names of the films that are not there yet. broken: {name: why} of films that were found but cannot be used;
+    nested: archives that were found within archives. The folder must be locked; `take` runs in threads.
     """
 
     def __init__(self, folder, size, needed):
         self.folder, self.size, self.needed = folder, size, set(needed)
-        self.names = {key(name): name for name in needed}
+        self.names = {film_key(name): name for name in needed}
         self.broken, self.nested, self.stopped = {}, set(), False
         self.taken, self.differ = {}, {}  # {name: (place, checksum)}, {name: two places with different files}
 
     def read(self, sources, threads):
         """Take what is needed from all sources; returns the problems, one line for each source that failed.
 
-        Raises InputError where two different files of one film were met.
+        Raises InputError where two different files of one film were found.
         """
         pool = ThreadPoolExecutor(threads)  # as fast as processes: Pillow decodes and resizes without the GIL
         with progress(None, "films", len(self.needed)) as self.bar:
@@ -107,16 +102,16 @@ class Intake:
             raise InterruptedError("stopped")
         if name.lower().endswith(fetch.PACKED):
             self.nested.add(f"{os.path.basename(name)} in {source.name}")
-        return key(name) in self.names
+        return is_film(name) and film_key(name) in self.names
 
     def take(self, source):
         """Take what is needed from a source; returns the problem where it cannot be read to its end."""
-        # Each source writes in a folder of its own: another one may have the same film.
+        # Each source writes into a folder of its own, since two sources may have the same film.
         with TemporaryDirectory(prefix=UNFINISHED, dir=self.folder) as aside:
             waiting = []
             try:
                 for file, content in source.read(partial(self.wants, source)):
-                    name = self.names[key(file)]
+                    name = self.names[film_key(file)]
                     if self.reduce(content, Path(aside) / name):
                         waiting.append((Path(aside) / name, f"{file} in {source.name}", zlib.crc32(content)))
                     if not source.checked_last:
@@ -126,7 +121,7 @@ class Intake:
             self.accept(waiting)
 
     def reduce(self, content, path):
-        """Write a film, reduced, to `path`; returns whether that went well, or else puts the reason into `broken`."""
+        """Write a film, reduced, to `path`. Returns False for a film that cannot be used; `broken` says why."""
         try:
             if content is None:
                 raise OSError("the file is damaged, or a link to nothing")
@@ -135,14 +130,15 @@ class Intake:
             self.broken[path.name] = str(error)
             return False
         try:
-            # Half the size would take 1.5 ms more at 256 px. No fsync: checksums show what a power cut damages.
+            # Compression would halve the file and take 1.5 ms more at 256 px. There is no fsync, because the PNG's
+            # checksums show what a power cut has damaged.
             film.save(path, "PNG", compress_level=0)
-        except OSError as error:  # a full disk is no fault of the archive
+        except OSError as error:  # such as a full disk: the film is not at fault
             raise InputError(f"{self.folder}: {error.strerror}: make room, or choose another --out") from None
         return True
 
     def accept(self, waiting):
-        """Move films, which are known to be whole, to their place, and compare the copies; empties the list."""
+        """Move films that are known to be whole to their place, compare their copies, and empty the list."""
         for path, place, checksum in waiting:
             other, before = self.taken.setdefault(path.name, (place, checksum))
             if before != checksum:
@@ -162,32 +158,29 @@ def choose_films(options, folder):
 
     With --download, the label table and the official lists are fetched into `folder` unless they are given.
     """
-    split = options.split or ("original" if options.download and not options.archive else "all")
-    if split == "original" and options.lists:
-        raise InputError("--lists has no part in --split original, whose patients are known: leave one of them out")
     labels, lists = options.labels or fetch.fetch_file(TABLE, folder), options.lists
-    table = read_labels(labels)
-    if split == "original":
-        lists, table = None, original_split(table, options.skip_bad)
+    table, original = read_labels(labels), options.split == "original"
+    if options.download and not (original or options.archive or lists):
+        lists = folder
+        for name in LISTS:
+            fetch.fetch_file(name, folder)
+    if original:
+        table = original_split(table, options.skip_bad)
     else:
-        if options.download and not options.archive and not lists:
-            lists = folder
-            for name in LISTS:
-                fetch.fetch_file(name, folder)
         table = assign_splits(table, lists, options.seed, options.skip_bad)
     if options.archive or (options.archives and Path(options.archives).is_file()):  # one archive: what it holds
         sources = fetch.archive_sources(options.archives, options.archive, threads=1)
-        held = {key(name) for source in sources for name in fetch.list_names(source)}
-        table = table[table["Image Index"].map(key).isin(held)].reset_index(drop=True)
-    where = options.images or options.archives or "download"
+        held = {film_key(name) for source in sources for name in fetch.list_names(source) if is_film(name)}
+        table = table[table["Image Index"].map(film_key).isin(held)].reset_index(drop=True)
     return table, {
         "citation": CITATION,
+        "preset": "reference" if original else "small",
         "size": options.size,
-        "split": split,
+        "split": options.split,
         "seed": options.seed,
         "labels_sha256": hashlib.sha256(Path(labels).read_bytes()).hexdigest(),
         "origin": {
-            "films": Path(where).resolve().name,
+            "films": Path(options.where).resolve().name,
             "archive": options.archive,
             "labels": Path(labels).name,
             "lists": lists is not None,
@@ -196,16 +189,15 @@ def choose_films(options, folder):
 
 
 def list_skipped(intake, problems, options):
-    """The films that the set goes without, as source.json says it; InputError unless it may be made without them.
+    """The films that the set goes without, for source.json. Raises InputError unless it may go without them.
 
     problems: one line for each source that was not read to its end.
     """
-    where = options.images or options.archives or "download"
     broken, missing = sorted(intake.needed & intake.broken.keys()), sorted(intake.needed - intake.broken.keys())
     faults = [f"{some(missing)} missing"] if missing else []
     if broken:
         faults.append(f"{some(broken)} unusable ({intake.broken[broken[0]]})")
-    if faults and (problems or not options.skip_bad):  # what lies in an unread archive is not known to be bad
+    if faults and (problems or not options.skip_bad):  # films of an unread archive may be good
         listed = intake.folder / "missing.txt"
         write(listed, "\n".join([*missing, *broken, ""]))
         ways = "the same command tries them again" + (", --skip-bad leaves them out" if not problems else "")
@@ -214,14 +206,14 @@ def list_skipped(intake, problems, options):
         why = f" ({problems[0]})" if problems else ""
         if missing and intake.nested:
             why += f" (archives within archives are not read: unpack {', '.join(sorted(intake.nested)[:3])})"
-        raise InputError(f"{where}: {' and '.join(faults)}{why}, all in {listed}: {ways}")
+        raise InputError(f"{options.where}: {' and '.join(faults)}{why}, all in {listed}: {ways}")
     if faults:
         print(f"skipped: {' and '.join(faults)}")
     return {"missing": missing, "undecodable": broken}
 
 
 def make_set(folder, table, reduced, source):
-    """Make the set `folder` of the films of `table`, all of which lie in the folder `reduced`; returns its counts."""
+    """Make the set `folder` from the films of `table`, all of them in the folder `reduced`. Returns its counts."""
     if empty := set(SPLITS) - set(table["split"]):
         raise InputError(f"{source['origin']['films']} leaves no film for split {min(empty)!r}: add more of the films")
     with TemporaryDirectory(prefix=UNFINISHED, dir=reduced) as aside:
@@ -239,10 +231,12 @@ def make_set(folder, table, reduced, source):
 
 def check_options(options, folder, reduced):
     """Raise InputError where the options do not fit together or the set cannot be made there."""
-    if options.name != folder.name or folder == reduced:
-        raise InputError(f"--name {options.name!r} must be the name of a folder of its own; say where with --out")
+    if options.name in PRESETS or options.name != folder.name or folder == reduced:
+        raise InputError(f"--name {options.name!r} must name a folder of its own, and no preset; say where with --out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there but is no finished set: move it away or choose another --name")
+    if options.split == "original" and options.lists:
+        raise InputError("--lists has no part in --split original, whose patients are known: leave one of them out")
     if options.size < 1 or options.seed < 0:
         raise InputError(f"--size {options.size} must be at least 1 and --seed {options.seed} at least 0")
     if options.labels is None and not options.download:
@@ -254,8 +248,7 @@ def check_options(options, folder, reduced):
 def prepare(options):
     """Write the set that the options describe; returns its counts, or None where it is there already.
 
-    Raises InputError with one line that names the file, the problem and the next step. The same options go on from
-    the films that are done by then.
+    Raises InputError. The same options, given again, go on from the films that are done by then.
     """
     out, size = Path(options.out), options.size
     folder, reduced = out / options.name, out / f"films_{size}px"
@@ -264,7 +257,7 @@ def prepare(options):
     check_options(options, folder, reduced)
     with TemporaryDirectory() as fetched:
         table, source = choose_films(options, fetched)
-    needed = [name for name in table["Image Index"] if not fetch.is_whole(reduced / name, ("L", (size, size)))]
+    needed = [name for name in table["Image Index"] if not is_whole(reduced / name, ("L", (size, size)))]
     threads = fetch.THREADS if options.download else os.cpu_count()
     if options.images:
         sources = fetch.file_sources(options.images, threads)
@@ -290,9 +283,7 @@ def prepare(options):
 
 def parse_options(argv=None):
     """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.prepare_chestxray14", description="Prepare ChestX-ray14 from its films and label table."
-    )
+    parser = argparse.ArgumentParser(description="Prepare ChestX-ray14 from its films and label table.")
     films = parser.add_mutually_exclusive_group(required=True)
     films.add_argument("--download", action="store_true", help="fetch the films needed, the label table and the lists")
     films.add_argument("--archives", help="a zip or tar.gz of films, of which all are taken, or a folder of archives")
@@ -305,23 +296,22 @@ def parse_options(argv=None):
     parser.add_argument("--name", default=NAME, help="the set's name (%(default)s)")
     parser.add_argument("--out", default=OUT, help="where its folder is made (the data folder)")
     parser.add_argument("--seed", type=int, default=SEED, help="draws the patients (%(default)s)")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out films that are missing, damaged or without a row"
-    )
-    return parser.parse_args(argv)
+    parser.add_argument("--skip-bad", action="store_true", help="leave out missing, damaged and unlabelled films")
+    options = parser.parse_args(argv)
+    options.where = options.images or options.archives or "download"
+    options.split = options.split or ("original" if options.download and not options.archive else "all")
+    return options
 
 
 def main(argv=None):
-    """The command line; returns 0. What people may meet ends it with one line, see `guarded`."""
+    """The command line; returns 0. Errors that users may cause end it with one line, see `guarded`."""
     with guarded():
         options = parse_options(argv)
         folder = Path(options.out) / options.name
-        counts = prepare(options)
-    if counts is None:
-        print(f"{folder} holds a finished set and is left as it is; to make another, choose another --name")
-        return 0
-    print(format_counts(counts))
-    print(f"{folder} is ready")
+        if (counts := prepare(options)) is None:
+            print(f"{folder} holds a finished set and is left as it is; to make another, choose another --name")
+        else:
+            print(counts.to_string(), f"{folder} is ready", sep="\n")
     return 0
 
 

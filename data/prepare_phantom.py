@@ -4,19 +4,22 @@
 
 Every film is drawn from numbers: a patient's anatomy, pose and exposure, and the sign of each finding, subtle or
 obvious by chance. 4,500 films of 64 x 64 px take about 20 s on a CPU core; a seed always gives the same bytes. The set
-is for trying a search without a download. It is synthetic, not for clinical use: an AUC on it says nothing about
+serves to try a search without a download. It is synthetic, not for clinical use: an AUC on it says nothing about
 patients. The signs are simplified from the Fleischner Society's glossary (Hansell et al., Radiology 246:697, 2008).
 """
 
 import argparse
-import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
-from dataset import FINDINGS, format_counts, write_set
+if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset import FINDINGS, read_source, write_set
 from support.files import InputError, lock
 from support.progress import progress
 from support.settings import guarded
@@ -24,7 +27,7 @@ from support.settings import guarded
 FOLDER = Path(__file__).resolve().parent / "phantom"
 WHAT = "synthetic chest X-ray films, drawn by data/prepare_phantom.py"
 NOTICE = "synthetic, not for clinical use"
-SEED = 1  # any integer >= 0; another seed draws other patients (seed 0 served to set the signs' strengths)
+SEED = 1  # any integer >= 0; another seed draws other patients (the signs' strengths were set on seed 0)
 SIZE = 64  # height and width of a film, px
 FILMS = {"train": 2000, "val": 500, "test": 2000}  # films per split
 MIN_POSITIVE = {"train": 0.05, "val": 0.03, "test": 0.04}  # least share of a split's films, for every finding
@@ -34,9 +37,9 @@ NOISE = (0.01, 0.025)  # standard deviation of the detector's noise, in units of
 
 # Shares of patients with 1 to 5 and with 6 or more films, from ChestX-ray14's Data_Entry_2017_v2020.csv.
 FILMS_PER_PATIENT = (0.57, 0.13, 0.07, 0.04, 0.03, 0.16)
-# An ill patient has one principal finding; each of the patient's films may show companions of it, too.
-# COMPANIONS[row][column]: in 100 films whose principal finding is the row's, how many show the column's;
-# from the same file (112,120 films), where each of a film's n findings is its principal one with weight 1/n.
+# An ill patient has one principal finding, and each film of the patient may show companions of it.
+# COMPANIONS[row][column]: of 100 films with the row's principal finding, how many show the column's finding, too;
+# from the same file (112,120 films), where each of a film's n findings counts as its principal one with weight 1/n.
 COMPANIONS = (
     (0, 2, 17, 17, 3, 3, 1, 4, 6, 1, 2, 1, 2, 0),  # Atelectasis
     (7, 0, 23, 12, 2, 2, 1, 1, 3, 2, 1, 1, 2, 0),  # Cardiomegaly
@@ -53,22 +56,22 @@ COMPANIONS = (
     (8, 2, 14, 13, 7, 7, 1, 5, 4, 1, 3, 3, 0, 0),  # Pleural_Thickening
     (10, 2, 5, 8, 7, 3, 1, 2, 1, 0, 1, 2, 2, 0),  # Hernia
 )
-# Films in 1,000 with each principal finding and, last, of healthy patients. Solved from COMPANIONS so that
-# common findings are as frequent as in the toy set's train split (of 7,133 films Infiltration 1196, Effusion
-# 707, Atelectasis 696, Nodule 396, ..., Hernia 100) and rare ones are raised to 5.6 films in 100.
+# Of 1,000 films, how many have each principal finding; the last number is for healthy patients. Solved from COMPANIONS
+# so that common findings are as frequent as in the toy set's train split (of 7,133 films Infiltration 1196, Effusion
+# 707, Atelectasis 696, Nodule 396, ..., Hernia 100) and rare ones are raised to 5.6 of 100 films.
 PRINCIPAL = (52, 50, 32, 90, 35, 43, 52, 38, 43, 47, 51, 55, 46, 61, 305)
 
 
-# --- Labels: drawn apart from the films, so that they can be counted without drawing
+# --- Labels: drawn separately from the films, so that they can be counted without drawing films
 
 
 def stream(seed, *key):
-    """The random numbers of one patient, film or sign: a stream of its own, whatever else is drawn."""
+    """The random numbers of one patient, film or sign: a stream of its own, independent of all other draws."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def draw_labels(films, seed):
-    """The table of all films, a row each: Image Index, Patient ID, Finding Labels, split."""
+    """The table of all films, one row per film: Image Index, Patient ID, Finding Labels, split."""
     rows, patient = [], 0
     for number, (split, count) in enumerate(films.items()):
         rng = stream(seed, 0, number)
@@ -367,7 +370,7 @@ MOVE_ORGANS = (atelectasis, cardiomegaly, emphysema)  # drawn first: the lungs a
 
 
 def add_foreign_objects(film, rng):
-    """Tubes, electrodes and a side marker, bright on the film (size, size); chance alone puts them."""
+    """Add tubes, electrodes and a side marker, bright on the film (size, size), independent of the findings."""
     y, x = np.meshgrid(*[(np.arange(len(film)) + 0.5) * 2 / len(film) - 1] * 2, indexing="ij")
     for _ in range(rng.poisson(0.6)):  # a tube comes in at the top, bends and goes down
         start, bend = (rng.uniform(-0.9, 0.9), -1), (rng.uniform(-0.3, 0.3), rng.uniform(-0.5, 0.1))
@@ -399,8 +402,8 @@ def expose(density, rng):
 
 
 def render(findings, seed, patient, film, severity=None):
-    """Draw one film, uint8 (SIZE, SIZE); a severity from 0 to 1 holds for all its signs, None: by chance."""
-    # Patient, film and each sign have streams of their own: nothing but the signs depends on the findings.
+    """Draw one film, uint8 (SIZE, SIZE). severity: 0 to 1, of all its signs; None: each sign's is drawn."""
+    # The patient, the film and each sign have streams of their own, so only the signs depend on the findings.
     chest = draw_patient(stream(seed, 1, patient))
     rng = stream(seed, 1, patient, film)
     pose(chest, rng, SIZE)
@@ -422,30 +425,25 @@ def prepare(folder, seed=SEED, films=FILMS):
     images = np.empty((len(table), SIZE, SIZE), np.uint8)
     for row, patient in enumerate(progress(table["Patient ID"], "phantom", len(table))):
         images[row] = render(labels[row], seed, int(patient), int(film[row]))
-    return write_set(
-        folder, images, table, {"what": WHAT, "preset": "phantom", "synthetic": True, "seed": seed, "size": SIZE}
-    )
+    source = {"what": WHAT, "preset": "phantom", "synthetic": True, "seed": seed, "size": SIZE}
+    return write_set(folder, images, table, source)
 
 
 def seed_of(folder):
     """The seed of the phantom in `folder`, None where there is none yet. Raises InputError for films of others."""
-    at = folder / "source.json"
-    if at.exists():
-        try:
-            source = json.loads(at.read_text(encoding="utf-8"))
-            if source["what"] == WHAT:
-                return source["seed"]
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise InputError(f"{at} is not a phantom's, or damaged: name another folder, or move this one away")
-    # A phantom that was stopped while it was written is written again in the usual folder, which is no one else's.
+    if (folder / "source.json").exists():
+        source = read_source(folder)
+        if source["synthetic"] and "seed" in source:
+            return source["seed"]
+        raise InputError(f"{folder} is a set, but no phantom: name another folder, or move this one away")
+    # A stopped run leaves half a phantom in its usual folder, which holds nothing else: it is drawn again.
     if folder.name != FOLDER.name and any((folder / name).exists() for name in ("images.npy", "labels.csv")):
         raise InputError(f"{folder} has films in it, but is no finished set: name another folder, or move it away")
     return None
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m data.prepare_phantom", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where it is made (%(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="another one draws other patients (%(default)s)")
     with guarded():
@@ -454,10 +452,11 @@ def main():
         if seed < 0:
             raise InputError(f"--seed is {seed} and must be at least 0")
         folder.mkdir(parents=True, exist_ok=True)
-        held = lock(folder / "lock", timeout=-1)  # of two scripts on a new clone the second waits, and finds it there
+        # Two scripts that are started in a new clone both need the phantom: the second waits, and finds it there.
+        held = lock(folder / "lock", timeout=-1)
         before = seed_of(folder)
         if before is None:
-            print(format_counts(prepare(folder, seed)), f"made {folder}: {NOTICE}", sep="\n")
+            print(prepare(folder, seed).to_string(), f"made {folder}: {NOTICE}", sep="\n")
         elif before == seed:
             print(f"{folder} is there already and left as it is ({NOTICE})")
         else:

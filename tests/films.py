@@ -66,19 +66,18 @@ def edit(file, old, new):
 
 
 def edited(file, old, new):
-    """A change: in a file of raw, `old` becomes `new`."""
+    """A function that replaces `old` by `new` in a file of raw."""
     return lambda raw: edit(raw / file, old, new)
 
 
 def overwritten(file, change):
-    """A change: the bytes of a file of raw become change(bytes)."""
+    """A function that makes change(bytes) of the bytes of a file of raw."""
     return lambda raw: path_of(raw, file).write_bytes(change(path_of(raw, file).read_bytes()))
 
 
 def flip_a_bit(content, place):
-    changed = bytearray(content)
-    changed[place] ^= 1
-    return bytes(changed)
+    place %= len(content)
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
 def bytes_of(folder):
@@ -109,8 +108,9 @@ def prepare(raw, *more, lists=True, name="set", films="films"):
 
 
 def pack(films, folder="images", kind=".zip"):
-    """{name: content} -> the bytes of a zip or tar.gz with the films below `folder`, and a long text at the end, so
-    that no film lies in the last 64 KiB of the zip, which are read to find its directory.
+    """{name: content} -> the bytes of a zip or tar.gz with the films below `folder`, and a long text at the end.
+
+    The last 64 KiB of a zip are read to find its directory, so no film should lie there.
     """
     films = films | {"licence.txt": random.Random(0).randbytes(70000)}
     packed = io.BytesIO()
@@ -140,7 +140,7 @@ def halves(raw):
 
 
 def some_patients(raw):
-    """The films of all patients but 1 and 6. To divide these patients anew would give another split."""
+    """The films of all patients but 1 and 6. If these patients were divided alone, they would get another split."""
     return {name: content for name, content in contents(raw).items() if int(name[:8]) not in (1, 6)}
 
 

@@ -7,18 +7,21 @@ import pytest
 import torch
 
 from dataset import (
+    DEFAULTS,
     FINDINGS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Films,
     Sampler,
     encode_findings,
+    find_preset,
     load_set,
     open_set,
     set_checksum,
     write_set,
 )
 from support import ranks
+from support.files import InputError
 from tests.conftest import FILMS, small_table
 
 CPU = torch.device("cpu")
@@ -34,29 +37,51 @@ def grey(films):
     return (films[:, 1] * IMAGENET_STD[1] + IMAGENET_MEAN[1]) * 255
 
 
+# --- A set on disk
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A set that a test may spoil."""
+    write_set(tmp_path / "s", images(small_table()), small_table(), {})
+    return tmp_path / "s"
+
+
+def change_source(folder, **changes):
+    """Change fields of source.json; None removes one."""
+    source = json.loads((folder / "source.json").read_text()) | changes
+    source = {name: value for name, value in source.items() if value is not None}
+    (folder / "source.json").write_text(json.dumps(source))
+
+
 def test_a_set_reads_back_as_written(tmp_path):
-    table = small_table()
+    table = small_table().assign(View="PA", Age="", Sex="F")
     films = images(table)
-    counts = write_set(tmp_path / "s", films, table, {"origin": "here", "seed": 3})
+    counts = write_set(tmp_path / "s", films, table.assign(Height=1), {"origin": "here", "seed": 3})
     data = load_set(tmp_path / "s")
     assert np.array_equal(data.images, films) and isinstance(data.images, np.memmap)
-    assert data.table.equals(table)
+    assert data.table.equals(table[["Image Index", "Patient ID", "Finding Labels", "split", "Sex", "Age", "View"]])
     assert data.labels.sum() == sum(text.count("|") + 1 for text in table["Finding Labels"] if text != "No Finding")
+    assert (data.findings, data.preset, data.synthetic, data.patients) == (FINDINGS, "small", False, True)
     source = json.loads((tmp_path / "s" / "source.json").read_text())
-    assert source["counts"] == counts and source["seed"] == 3 and source["checksum"] == data.checksum
-    assert {split: counts[split]["films"] for split in FILMS} == FILMS
+    assert source["counts"] == counts.to_dict() and source["seed"] == 3 and source["checksum"] == data.checksum
+    assert {name: source[name] for name in DEFAULTS} == DEFAULTS | {"findings": list(FINDINGS)}
+    assert counts.loc["films"].to_dict() == FILMS and counts.loc["patients", "val"] == FILMS["val"] / 2
     assert counts["train"]["Hernia"] == data.labels[data.rows("train"), FINDINGS.index("Hernia")].sum()
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["images.npy", "labels.csv", "source.json"]
 
 
-def test_labels_are_encoded_in_the_order_of_the_findings():
-    labels = encode_findings(["Atelectasis|Hernia", "No Finding"])
-    assert labels[0].nonzero()[0].tolist() == [0, 13] and not labels[1].any()
-
-
-def no_positive_test_film(table):
-    table.loc[table["split"] == "test", "Finding Labels"] = "No Finding"
-    return table
+def test_a_set_has_the_findings_that_it_names_in_their_order(tmp_path):
+    table = small_table()
+    table["Finding Labels"] = ["Cough|Broken rib", "Cough", "No Finding", "Broken rib"] * (len(table) // 4)
+    facts = {"findings": ["Cough", "Broken rib"], "preset": "reference", "synthetic": True, "patients": False}
+    counts = write_set(tmp_path / "s", images(table), table, facts)
+    data = load_set(tmp_path / "s")
+    assert data.labels[:4].tolist() == [[1, 1], [1, 0], [0, 0], [0, 1]]
+    assert {name: getattr(data, name) for name in facts} == facts | {"findings": ("Cough", "Broken rib")}
+    assert counts["val"].to_dict() == {"films": 32, "patients": 16, "No Finding": 8, "Cough": 16, "Broken rib": 16}
+    with pytest.raises(InputError, match=r"row 1: .* 'Cough.Broken rib' names an unknown"):
+        write_set(tmp_path / "t", images(table), table, {"findings": ["Cough"]})
 
 
 def change(table, row, column, value):
@@ -67,73 +92,102 @@ def change(table, row, column, value):
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (lambda t: change(t, 4, "Finding Labels", "Mass|Cough"), "row 5: unknown finding 'Cough'"),
-        (lambda t: change(t, 1, "split", "test"), "row 2: patient 1 is in test and in train"),
+        (lambda t: change(t, 4, "Finding Labels", "Mass|Cough"), "row 5: Finding Labels 'Mass.Cough' names an unknown"),
+        (lambda t: change(t, 4, "Finding Labels", "Mass|No Finding"), "row 5: .* names an unknown finding"),
+        (lambda t: change(t, 1, "split", "test"), "row 2: Patient ID '1' is in two splits"),
         (lambda t: change(t, 0, "split", "holdout"), "row 1: split 'holdout' must be one of"),
         (lambda t: change(t, 9, "Image Index", t["Image Index"][3]), "row 10: Image Index .* is there twice"),
         (lambda t: t.iloc[:-1], "111 rows for the 112 films"),
-        (
-            lambda t: t.drop(columns="Patient ID"),
-            "no column 'Patient ID' among 'Image Index', 'Finding Labels', 'split'",
-        ),
-        (lambda t: change(t.astype({"Patient ID": object}), 6, "Patient ID", ""), "row 7: no Patient ID"),
-        (lambda t: change(t.astype({"Patient ID": object}), 6, "Patient ID", None), "row 7: no Patient ID"),
-        (lambda t: change(t, 8, "Image Index", None), "row 9: no Image Index"),
-        (no_positive_test_film, "split 'test' has no finding with a positive and a negative film"),
-        (lambda t: t.assign(split=t["split"].replace("val", "train")), "split 'val' has no film"),
+        (lambda t: t.drop(columns="Patient ID"), "no column 'Patient ID' among 'Image Index', 'Finding Labels', 's"),
+        (lambda t: change(t.astype({"Patient ID": object}), 6, "Patient ID", ""), "row 7: Patient ID '' is empty"),
+        (lambda t: change(t, 8, "Image Index", None), "row 9: Image Index .* is empty"),
+        (lambda t: t.assign(**{"Finding Labels": "No Finding"}), "split 'train' has no finding with a positive and a"),
+        (lambda t: t.assign(split=t["split"].replace("val", "train")), "split 'val' has no finding"),
     ],
 )
-def test_tables_that_do_not_fit_are_refused_with_the_row(spoil, problem, tmp_path):
-    table = small_table()
-    films = images(table)
-    write_set(tmp_path / "s", films, table, {})
-    bad = spoil(table.copy())
-    with pytest.raises(ValueError, match=problem):
-        load_spoiled(tmp_path / "s", bad)
-    if "Patient ID" in bad:
-        with pytest.raises(ValueError, match=problem):
-            write_set(tmp_path / "t", films, bad, {})
-        assert not (tmp_path / "t" / "source.json").exists()
+def test_tables_that_do_not_fit_are_refused_with_the_row(spoil, problem, written):
+    bad = spoil(small_table())
+    with pytest.raises(InputError, match=f"t/labels.csv.*{problem}"):
+        write_set(written.parent / "t", np.load(written / "images.npy"), bad, {})
+    assert not (written.parent / "t").exists()
+    bad.to_csv(written / "labels.csv", index=False)
+    with pytest.raises(InputError, match=f"s/labels.csv.*{problem}"):
+        load_set(written)
 
 
-def load_spoiled(folder, table):
-    table.to_csv(folder / "labels.csv", index=False)
-    return load_set(folder)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("findings", value) for value in ([], ["Mass", "Mass"], ["Mass", ""], ["No Finding"], ["Mass|Hernia"])),
+        ("preset", "nih10k"),
+        ("synthetic", "no"),
+        ("patients", "yes"),
+    ],
+)
+def test_a_source_of_no_meaning_is_refused(name, value, written):
+    with pytest.raises(InputError, match=f"^{name} must be "):
+        write_set(written.parent / "t", images(small_table()), small_table(), {name: value})
+    change_source(written, **{name: value})
+    for read in (load_set, lambda folder: find_preset(folder.parent, folder.name)):
+        with pytest.raises(InputError, match=f"source.json: {name} must be "):
+            read(written)
 
 
-def test_files_that_changed_or_are_missing_are_named(tmp_path):
-    table = small_table()
-    write_set(tmp_path / "s", images(table), table, {})
-    films = np.load(tmp_path / "s" / "images.npy")
-    np.save(tmp_path / "s" / "images.npy", films[::-1])
-    with pytest.raises(ValueError, match="checksum does not fit"):
-        load_set(tmp_path / "s")
-    write_set(tmp_path / "s", films, table, {})
-    change(table, 0, "Finding Labels", "Edema").to_csv(tmp_path / "s" / "labels.csv", index=False)
-    with pytest.raises(ValueError, match="checksum does not fit"):
-        load_set(tmp_path / "s")
-    np.save(tmp_path / "s" / "images.npy", films.astype(np.float32))
-    with pytest.raises(ValueError, match=r"images\.npy: must be uint8"):
-        load_set(tmp_path / "s")
-    (tmp_path / "s" / "images.npy").unlink()
-    with pytest.raises(ValueError, match=r"images\.npy is missing: prepare the set first"):
-        load_set(tmp_path / "s")
-    write_set(tmp_path / "u", images(table), table, {})
-    with pytest.raises(ValueError, match=r"other.*is missing: .*; sets there: s, u$"):
-        open_set(tmp_path, "other")
+def test_files_that_changed_or_are_missing_are_named(written):
+    films = np.load(written / "images.npy")
+
+    def refused(name, change, problem=""):
+        content = (written / name).read_bytes()
+        change(written / name)
+        with pytest.raises(InputError, match=problem or name):
+            load_set(written)
+        (written / name).write_bytes(content)
+        load_set(written)
+
+    refused("images.npy", lambda path: np.save(path, films[::-1]), "source.json: its checksum does not fit")
+    other = change(small_table(), 0, "Finding Labels", "Edema")
+    refused("labels.csv", lambda path: other.to_csv(path, index=False), "source.json: its checksum does not fit")
+    refused("images.npy", lambda path: np.save(path, films.astype(np.float32)), "images.npy must be uint8")
+    for name, contents in {
+        "images.npy": ["", "x"],
+        "labels.csv": [""],
+        "source.json": ["{", "[]", "[" * 99999],
+    }.items():
+        for content in contents:
+            refused(name, lambda path, content=content: path.write_text(content))
+        problem = "s is no finished set: prepare the set first .*; sets there: none" * (name == "source.json")
+        refused(name, lambda path: path.unlink(), problem)
 
 
-def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
-    table = small_table()
-    write_set(tmp_path / "s", images(table), table, {})
-    text = table.to_csv(index=False, sep=";", lineterminator="\r\n", encoding="utf-16")
-    (tmp_path / "s" / "labels.csv").write_bytes(text.encode("utf-16"))
-    record = json.loads((tmp_path / "s" / "source.json").read_text())
-    record["checksum"] = set_checksum(tmp_path / "s")
-    (tmp_path / "s" / "source.json").write_text(json.dumps(record))
-    read = load_set(tmp_path / "s")
-    assert read.table["Patient ID"].to_list() == table["Patient ID"].to_list()  # numbers, in the order of numbers
-    assert np.array_equal(read.labels, encode_findings(table["Finding Labels"]))
+def test_a_table_saved_by_a_spreadsheet_is_read(written):
+    text = small_table().to_csv(index=False, sep=";", lineterminator="\r\n")
+    (written / "labels.csv").write_bytes(text.encode("utf-16"))
+    change_source(written, checksum=set_checksum(written))
+    read = load_set(written)
+    assert read.table["Patient ID"].to_list() == small_table()["Patient ID"].to_list()  # numbers, sorted as numbers
+    assert np.array_equal(read.labels, encode_findings(small_table()["Finding Labels"], FINDINGS))
+
+
+@pytest.mark.parametrize("name, preset", [("phantom", "phantom"), ("chestxray14", "reference"), ("nih10k", "small")])
+def test_the_preset_is_what_the_set_names_or_for_older_sets_follows_from_the_name(name, preset, written):
+    folder = written.rename(written.with_name(name))
+    assert find_preset(folder.parent, name) == load_set(folder).preset == "small"  # which it names
+    notice = "synthetic, not for clinical use" if name == "phantom" else "not for clinical use"
+    change_source(folder, **dict.fromkeys(DEFAULTS), notice=notice)
+    data = open_set(folder.parent, name)
+    assert find_preset(folder.parent, name) == data.preset == preset
+    assert (data.findings, data.synthetic, data.patients) == (FINDINGS, name == "phantom", True)
+    assert find_preset(folder.parent, "not there yet") == "phantom"
+
+
+@pytest.mark.parametrize("name", ["phantom", "small", "reference"])
+def test_no_set_but_the_phantom_is_called_like_a_preset(name, written):
+    written.rename(written.with_name(name))
+    with pytest.raises(InputError, match=f"{name} is called like the preset {name}, but is another set: rename its"):
+        open_set(written.parent, name)
+
+
+# --- Batches on the device
 
 
 @pytest.fixture

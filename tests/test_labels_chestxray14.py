@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from data import labels_chestxray14 as labels
 from support.files import InputError
 from tests.films import FILM, FULL_TABLE, HEADER, SHARED, TESTED, edit, edited, film_name, overwritten
 
+in_table, in_list = partial(edited, "table.csv"), partial(edited, "test_list.txt")  # changes of raw's files
 ORIGINAL = SHARED / "original_split"
 official = pytest.mark.skipif(not FULL_TABLE.is_file(), reason="shared/, the official label table, is not there")
 
@@ -68,35 +70,33 @@ def toy(raw, monkeypatch):
     return names
 
 
-@pytest.mark.parametrize("ending", [".png", ".PNG", ".jpeg", ""])
-def test_a_table_with_other_endings_has_the_films_of_the_toy_set(ending, raw, toy):
-    edit(raw / "table.csv", ".png", ending)
-    table = labels.original_split(labels.read_labels(raw / "table.csv"))
-    assert table["Image Index"].to_list() == toy and table["split"].to_list() == ["train", "val", "test"]
-
-
-def test_a_part_of_the_table_or_of_the_lists_is_told(raw, toy, capsys):
+def test_films_of_the_lists_that_the_table_lacks_are_named_or_left_out(raw, toy, capsys):
     overwritten("table.csv", lambda rows: rows.replace(FILM.encode(), b"00000099_001.png"))(raw)
     table = labels.read_labels(raw / "table.csv")
     with pytest.raises(InputError, match=f"does not have 1 film .{FILM}. of the toy set: .* with --skip-bad"):
         labels.original_split(table)
     assert labels.original_split(table, skip_bad=True)["Image Index"].to_list() == [toy[0], toy[2]]
-    assert f"left out: 1 film ({FILM}) of the toy set, not in the label table\n" == capsys.readouterr().out
     assert len(divide(raw, skip_bad=True)) == 19
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"left out: 1 film ({FILM}) of the lists in {raw}, not in the label table"
-    assert said[1] == "left out: 1 film (00000099_001.png) of the label table, in neither list"
+    assert capsys.readouterr().out.splitlines() == [
+        f"left out: 1 film ({FILM}) of the toy set, not in the label table",
+        f"left out: 1 film ({FILM}) of the lists in {raw}, not in the label table",
+        "left out: 1 film (00000099_001.png) of the label table, in neither list",
+    ]
 
 
 # --- Tables and lists as people have them
 
 
-def no_comma_at_the_end(raw):
-    edit(raw / "table.csv", ",\n", "\n")
-
-
-def comma_only_behind_the_rows(raw):
-    edit(raw / "table.csv", HEADER, HEADER.rstrip(","))
+@pytest.mark.parametrize("age, sex", [("Patient Age", "Patient Gender"), ("patient_age", "Patient Sex"), ("Days", "S")])
+def test_sex_age_and_view_are_kept_where_the_table_has_them(age, sex, raw):
+    ages, years = ("58", "058Y", "007M", "30M", "700D", "61.0", "", "old"), ("58", "58", "0", "2", "1", "61", "", "")
+    rows = (raw / "table.csv").read_text().splitlines()[1:]
+    rows = [f"{row}{ages[k % 8]},{'FM'[k % 2]} ," for k, row in enumerate(rows)]
+    (raw / "table.csv").write_text("\n".join([f"{HEADER}{age},{sex},", *rows]))
+    table = labels.read_labels(raw / "table.csv")[::-1]  # in the order of the file
+    assert set(table["View"]) == {"PA"} and ("Age" in table) == ("Sex" in table) == (age != "Days")
+    if "Age" in table:
+        assert table["Age"].to_list() == [years[k % 8] for k in range(20)] and table["Sex"].to_list() == ["F", "M"] * 10
 
 
 def spreadsheet(raw):
@@ -111,14 +111,9 @@ def windows_text(raw):
         path.write_bytes(path.read_text().rstrip("\n").replace("\n", "\r\n").encode("utf-16"))
 
 
-def kaggles_lists(raw):
-    for name in ("train_val_list", "test_list"):
-        (raw / f"{name}.txt").rename(raw / f"{name}_NIH.txt")
-
-
-def other_lists_beside_them(raw):
-    for name in ("train_val_list", "test_list"):
-        (raw / f"{name}_NIH.txt").write_text("")
+def kaggles(path):
+    """Where Kaggle's copy of a list lies."""
+    return path.with_stem(f"{path.stem}_NIH")
 
 
 def lists(form):
@@ -132,13 +127,15 @@ def lists(form):
 
 
 FORMS = {
-    "v2020": no_comma_at_the_end,
-    "commas behind the rows": comma_only_behind_the_rows,
+    "v2020": in_table(",\n", "\n"),  # no comma at the end
+    "commas behind the rows": in_table(HEADER, HEADER.rstrip(",")),
     "spreadsheet": spreadsheet,
     "gzipped": overwritten("table.csv", gzip.compress),
     "Windows": windows_text,
-    "Kaggle": kaggles_lists,
-    "two lists": other_lists_beside_them,
+    "Kaggle": lambda raw: [path.rename(kaggles(path)) for path in [*raw.glob("*_list.txt")]],
+    "two lists": lambda raw: [kaggles(path).touch() for path in [*raw.glob("*_list.txt")]],
+    "no endings in the table": in_table(".png", ""),
+    "other endings": in_table(".png", ".JPEG"),
     "with labels": lists(lambda films: "Film,Mass\n" + "\n".join(f"images/{film.upper()},1" for film in films)),
     "spaces": lists(lambda films: "\n".join(f"{film} 0 1 0" for film in films)),
     "one line": lists(", ".join),
@@ -164,60 +161,45 @@ def test_names_with_spaces_are_those_of_the_table(raw):
 # --- Faults
 
 
-def lose(file, left=None):
-    return lambda raw: (raw / file).rename(raw / (left or "lost"))
-
-
-FAULTS = {
-    "finding": (edited("table.csv", f"{FILM},Mass", f"{FILM},Cough"), ("table.csv", "unknown findings", FILM, "Cough")),
-    "two kinds": (edited("table.csv", f"{FILM},Mass", f"{FILM},No Finding"), ("unknown findings", FILM, "correct")),
+FAULTS = {  # what is done, and words of the line
+    "finding": (in_table(f"{FILM},Mass", f"{FILM},Cough"), "table.csv", "unknown findings", FILM, "Cough"),
+    "two kinds": (in_table(f"{FILM},Mass", f"{FILM},No Finding"), "unknown findings", FILM, "correct"),
     "two rows": (
         overwritten("table.csv", lambda rows: rows + b"a.png,No Finding,1,3,PA,\nA.JPG,No Finding,1,3,PA,\n"),
-        ("table.csv", "more than one row", "A.JPG", "correct"),
+        *("table.csv", "more than one row", "A.JPG", "correct"),
     ),
-    "no picture": (edited("table.csv", FILM, "3.txt"), ("table.csv", "no films", "3.txt")),
+    "no picture": (in_table(FILM, "3.txt"), "table.csv", "no films", "3.txt"),
     "column": (
-        edited("table.csv", "Patient ID", "Patient"),
-        ("table.csv has no 'Patient ID'", "'View Position'", "nearest is 'Patient'", "official"),
+        in_table("Patient ID", "Patient"),
+        *("table.csv has no 'Patient ID'", "'View Position'", "nearest is 'Patient'", "official"),
     ),
     "two columns": (
-        edited("table.csv", "Patient ID,View Position", "patient_id,PatientID"),
-        ("table.csv", "'patient_id' and 'PatientID'", "name one of them 'Patient ID'"),
+        in_table("Patient ID,View Position", "patient_id,PatientID"),
+        *("table.csv", "'patient_id' and 'PatientID'", "name one of them 'Patient ID'"),
     ),
-    "patient": (edited("table.csv", "1,3,PA", "1,,PA"), ("table.csv", "not a number", FILM, "correct")),
+    "patient": (in_table("1,3,PA", "1,,PA"), "table.csv", "not a number", FILM, "correct"),
     "table cut": (
         overwritten("table.csv", lambda rows: rows[: rows.index(FILM.encode()) + 16]),
-        ("table.csv", FILM, "download it again"),
+        *("table.csv", FILM, "download it again"),
     ),
-    "table lost": (lose("table.csv"), ("table.csv is missing", "--labels")),
-    "list lost": (lose("test_list.txt", "tests.txt"), ("has no 'test_list.txt'", "nearest is 'tests.txt'", "--lists")),
-    "unknown film": (
-        edited("test_list.txt", TESTED, "99999999_000.png"),
-        ("99999999_000.png", "label table", "official", "--skip-bad"),
+    "table lost": (lambda raw: (raw / "table.csv").unlink(), "table.csv is missing", "--labels"),
+    "list lost": (
+        lambda raw: (raw / "test_list.txt").rename(raw / "tests.txt"),
+        *("has no 'test_list.txt'", "nearest is 'tests.txt'", "give --lists the folder"),
     ),
-    "listed twice": (edited("test_list.txt", TESTED, FILM), ("more than once", FILM, "official")),
-    "no film": (edited("test_list.txt", film_name(10, 0), "none"), ("test_list.txt, line 3: 'none' names no film",)),
-    "film in a header": (edited("test_list.txt", TESTED, "9.txt"), ("test_list.txt, line 1: '9.txt' names no film",)),
-    "patient in two splits": (
-        edited("table.csv", f"{TESTED},No Finding,0,9", f"{TESTED},No Finding,0,3"),
-        ("share", TESTED, "official"),
-    ),
-    "empty list": (overwritten("test_list.txt", lambda _: b""), ("test_list.txt names no film", "official")),
+    "unknown film": (in_list(TESTED, "99999999_000.png"), "99999999_000.png", "label table", "official", "--skip-bad"),
+    "listed twice": (in_list(TESTED, FILM), "more than once", FILM, "official"),
+    "no film": (in_list(film_name(10, 0), "none"), "test_list.txt, line 3: 'none' names no film"),
+    "film in a header": (in_list(TESTED, "9.txt"), "test_list.txt, line 1: '9.txt' names no film"),
+    "two splits": (in_table(f"{TESTED},No Finding,0,9", f"{TESTED},No Finding,0,3"), "share", TESTED, "official"),
+    "empty list": (overwritten("test_list.txt", lambda _: b""), "test_list.txt names no film", "official"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named_in_one_line(fault, raw):
-    change, words = FAULTS[fault]
+    change, *words = FAULTS[fault]
     change(raw)
     with pytest.raises(InputError) as error:
         divide(raw)
-    assert "\n" not in str(error.value)
-    for word in words:
-        assert word in str(error.value)
-
-
-def test_lists_are_a_folder(raw):
-    table = labels.read_labels(raw / "table.csv")
-    with pytest.raises(InputError, match="--lists the folder"):
-        labels.assign_splits(table, raw / "test_list.txt", seed=0)
+    assert "\n" not in str(error.value) and all(word in str(error.value) for word in words), error.value

@@ -1,0 +1,128 @@
+"""Reading a film: the one rule for names, files that are whole, and grey values of every mode."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.films import film_key, is_film, is_whole, reduce_film, walk
+from tests.films import REPO, SIZE, flip_a_bit, picture
+
+
+def test_a_film_is_matched_by_its_name_without_folder_ending_and_case():
+    for name in ("A_1", "a_1.png", "A_1.JPG", "x/y.z/a_1.jpeg", "C:\\x\\a_1.dcm", "a_1.nii.gz", " a_1.png.npy\n"):
+        assert film_key(name) == "a_1"
+    names = ["p1.left.png", "p1.right.png", "p1.v2", "1.2.840.1", "1.2.840.2", "p1 a.png", "p1 b.png", "p1"]
+    assert len({film_key(name) for name in names}) == len(names)
+    assert all(is_film(name) for name in ("a.PNG", "x/a.jpeg", "a.jpg"))
+    assert not any(is_film(name) for name in ("a.dcm", "a", "png", "a.png.gz"))
+
+
+def test_links_that_make_a_ring_of_folders_are_followed_once(raw):
+    files = sorted(walk(raw))
+    (raw / "films" / "images_001" / "all").symlink_to(raw / "films")
+    assert sorted(walk(raw)) == files
+
+
+DAMAGES = {
+    "lost": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "bit": lambda path: path.write_bytes(flip_a_bit(path.read_bytes(), 500)),
+    "size": lambda path: Image.new("L", (SIZE, SIZE + 1), 99).save(path),
+    "mode": lambda path: Image.open(path).convert("RGB").save(path),
+    # The checksum of the chunk before IEND, which has 12 bytes. Decoding does not look at it.
+    "checksum": lambda path: path.write_bytes(flip_a_bit(path.read_bytes(), -13)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_film_is_not_whole(damage, tmp_path):
+    film, form = tmp_path / "film.png", ("L", (4 * SIZE, 4 * SIZE))
+    Image.fromarray(picture(0)).save(film)
+    assert is_whole(film) and is_whole(film, form)
+    DAMAGES[damage](film)
+    assert not is_whole(film, form) and is_whole(film) == (damage in ("size", "mode"))
+
+
+def test_scripts_that_only_read_films_load_no_library_for_the_network():
+    command = "import test, sys; assert 'data.films' in sys.modules; print({'requests', 'remotezip'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", command], cwd=REPO, text=True) == "set()\n"
+
+
+def reduce(values, path):
+    """The film of these grey values, reduced."""
+    Image.fromarray(values).save(path)
+    return reduce_film(path, SIZE)
+
+
+def test_every_mode_gives_the_same_grey_values(tmp_path):
+    grey = picture(0)
+    deep = grey.astype(np.uint16) * 257 + 100  # 16-bit, not only the multiples of 257
+    alpha = np.full_like(grey, 255)
+    alpha[:40] = 0  # transparency hides nothing
+    films = {
+        "L": Image.fromarray(grey),
+        "RGB": Image.fromarray(np.dstack([grey] * 3)),
+        "RGBA": Image.fromarray(np.dstack([grey] * 3 + [alpha])),
+        "LA": Image.fromarray(np.dstack([grey, alpha])),
+        "P": Image.fromarray(grey).convert("P"),
+        "I;16": Image.fromarray(deep),
+    }
+    reduced = {}
+    for mode, film in films.items():
+        assert film.mode == mode
+        film.save(tmp_path / "film.png")
+        reduced[mode] = reduce_film(tmp_path / "film.png", SIZE)
+        assert reduced[mode].shape == (SIZE, SIZE) and reduced[mode].dtype == np.uint8
+        assert np.abs(reduced[mode].astype(int) - reduced["L"]).max() <= 1, mode
+    assert np.abs(reduced["L"] - grey.reshape(SIZE, 4, SIZE, 4).mean(axis=(1, 3))).mean() < 1.5
+
+
+def test_reducing_leaves_no_aliases(tmp_path):
+    stripes = np.tile(np.array([0, 255], np.uint8), (4 * SIZE, 2 * SIZE))  # too fine for the reduced film
+    inner = reduce(stripes, tmp_path / "film.png")[:, 2:-2].astype(int)
+    assert np.abs(inner - 127).max() <= 2
+
+
+def test_a_film_that_is_not_square_keeps_its_shape_on_black(tmp_path):
+    reduced = reduce(np.full((2 * SIZE, 4 * SIZE), 200, np.uint8), tmp_path / "film.png")
+    border = SIZE // 4
+    assert (reduced[border:-border] == 200).all()
+    assert not reduced[:border].any() and not reduced[-border:].any()
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_films_of_a_detectors_bits_are_scaled_by_them(bits, tmp_path):
+    values = np.linspace(0, 2**bits - 1, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    grey = reduce(values, tmp_path / "film.png")
+    assert abs(grey - values * (255 / (2**bits - 1))).max() <= 0.51
+
+
+def film(value, kind, share=0.0, white=0):
+    """A film of one value, of which a share is white, such as the letter that marks a side."""
+    values = np.full((4 * SIZE, 4 * SIZE), value, kind)
+    values.ravel()[: int(share * values.size)] = white
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (film(63, np.uint8, 0.009, 255), "nearly black: 99 % of its grey values are below 64 of 255"),
+        (film(4095, np.uint16, 0.009, 65535), "nearly black"),  # 12 bits in a range of 16
+        (film(0.5, np.float32), "grey values of type float32"),
+        (film(-5, np.int32), "from -5 to -5, not 0 to 65535"),
+        (film(65536, np.int32), "from 65536 to 65536, not 0 to 65535"),
+        (film(200, np.uint8)[: SIZE - 1, : SIZE - 1], "smaller than 32 px: choose a smaller --size"),
+    ],
+)
+def test_films_with_values_far_below_their_range_and_small_films_are_refused(values, problem, tmp_path):
+    with pytest.raises(OSError, match=problem):
+        reduce(values, tmp_path / "film.tif")
+
+
+@pytest.mark.parametrize("values", [film(64, np.uint8), film(0, np.uint8, 0.011, 64)])
+def test_a_dark_film_is_a_film(values, tmp_path):
+    assert reduce(values, tmp_path / "film.png").any()
