@@ -114,7 +114,7 @@ def pack(films, folder="images", kind=".zip"):
     """
     films = films | {"licence.txt": random.Random(0).randbytes(70000)}
     packed = io.BytesIO()
-    if kind == ".zip":
+    if kind.lower() == ".zip":
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in films.items():
                 archive.writestr(f"{folder}/{name}", content)

@@ -48,17 +48,8 @@ def unpack(archives, *more, at="", **options):
 # --- On disk
 
 
-@pytest.mark.parametrize("kinds", [(".zip", ".ZIP"), (".tar.gz", ".TGZ"), (".zip", ".tar.gz")])
-def test_archives_give_the_same_films(kinds, raw, archives):
-    for k, kind in enumerate(kinds):
-        packed = pack(halves(raw)[k], f"images_{k}", ".zip" if kind.lower() == ".zip" else ".tar.gz")
-        (archives / ("", "deeper")[k] / f"films{kind}").write_bytes(packed)
-    assert unpack(archives, "--out", raw.parent / "unpacked") == prepare(raw) == 0
-    assert same_set(raw.parent / "unpacked" / "packed", raw.parent / "out" / "set")
-
-
 @pytest.mark.parametrize("cores", [1, 3])
-@KINDS
+@pytest.mark.parametrize("kind", [".zip", ".ZIP", ".tar.gz", ".TGZ"])
 @pytest.mark.parametrize("lists", [True, False], ids=["lists", "by patient"])
 def test_one_archive_gives_its_films_with_the_split_of_the_whole(lists, kind, cores, raw, archives, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
@@ -97,6 +88,7 @@ def test_different_files_of_one_film_are_refused_each_time(kinds, cores, raw, ar
         assert f"different files of 1 film ({FILM})" in said and "keep one of each" in said
         assert all(f"films_{k}{kind}" in said for k, kind in enumerate(kinds))
     (archives / f"films_1{kinds[1]}").unlink()
+    (archives / "deeper" / f"more{kinds[1]}").write_bytes(pack({FILM: films[FILM]}, "images", kinds[1]))
     assert unpack(archives) == prepare(raw, "--out", raw.parent / "images") == 0
     assert same_set(raw.parent / "out" / "packed", raw.parent / "images" / "set")
 
