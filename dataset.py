@@ -179,6 +179,8 @@ def read_source(folder):
 def find_preset(data, name):
     """The preset of the set `name` below the folder `data`; "phantom" where there is none yet. Raises InputError."""
     folder = Path(data) / name
+    if name != folder.name:
+        raise InputError(f"DATASET (--dataset) is {name!r} and must be the name of a folder in DATA (--data)")
     return read_source(folder)["preset"] if (folder / "source.json").exists() else "phantom"
 
 
@@ -205,7 +207,8 @@ def load_set(folder):
 def open_set(data, name):
     """`load_set` of the set `name` below the folder `data`; the phantom is made there on first use."""
     folder = Path(data) / name
-    if name in PRESETS and not (name == find_preset(data, name) == "phantom"):
+    preset = find_preset(data, name)
+    if name in PRESETS and not (name == preset == "phantom"):
         raise InputError(f"{folder} is called like the preset {name}, but is another set: rename its folder")
     with ranks.first_rank_first():
         if name == "phantom" and not (folder / "source.json").exists():
@@ -213,14 +216,6 @@ def open_set(data, name):
             if status := subprocess.run([sys.executable, script, folder]).returncode:
                 raise SystemExit(status)  # the script has said why
     return load_set(folder)
-
-
-def find_preset(data, name):
-    """The preset that the set `name` below the folder `data` takes: phantom, small or reference. Raises InputError."""
-    folder = Path(data) / name
-    if (folder / "source.json").exists():
-        return load_set(folder).preset
-    return "phantom"
 
 
 # --- Batches on the device
