@@ -179,7 +179,7 @@ def read_source(folder):
 def find_preset(data, name):
     """The preset of the set `name` below the folder `data`; "phantom" where there is none yet. Raises InputError."""
     folder = Path(data) / name
-    if name != folder.name:
+    if name != folder.name or name == "..":
         raise InputError(f"DATASET (--dataset) is {name!r} and must be the name of a folder in DATA (--data)")
     return read_source(folder)["preset"] if (folder / "source.json").exists() else "phantom"
 
