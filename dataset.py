@@ -236,9 +236,8 @@ def crop_of(size, crop):
 class Films:
     """The films and labels of one split, on `device`; all sizes in pixels.
 
-    Training batches are random crops of `crop` × `crop` with horizontal flips; where the crop is as large as
-    the film, the film is shifted by up to `crop` // 16 pixels over a black border instead. Evaluation batches
-    are the whole film reduced to the crop size.
+    Training batches are random crops with horizontal flips. Where the crop is as large as the film, the film is shifted
+    by up to `crop` // 16 pixels over a black border instead. Evaluation takes the whole film, reduced to the crop size.
     """
 
     def __init__(self, prepared, split, crop, device):

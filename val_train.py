@@ -21,7 +21,8 @@ from report.figures import draw_run
 from scores import evaluate
 from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
-from support.runs import Run, read_run
+from support.records import read_run
+from support.runs import Run
 from support.settings import check_choice, check_numbers, check_switches, start
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order

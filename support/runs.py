@@ -25,49 +25,15 @@ import torch
 from tqdm import tqdm
 
 from support import ranks
-from support.devices import environment
 from support.files import InputError, load_state, lock, save_state, write
 from support.progress import Losses, format_row, open_curves, progress
+from support.records import WITH_EFFECT, count_epochs, make_record, refuse_changes
 
 LOG_EVERY = 10  # steps between readings of the loss, and between the ranks' asking each other whether to stop
 CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
 FORMAT = 2  # of checkpoints
 
 LOGS = ("log.txt", "metrics.jsonl")
-WITHOUT_EFFECT = {"out", "data", "fresh"}  # settings that say where a run goes, not what it computes
-# What affects the result: a run that goes on elsewhere warns.
-WITH_EFFECT = ("commit", "torch", "machine", "device", "type", "threads", "ranks")
-
-
-def read_run(folder):
-    """A run's settings and how many epochs it has done: (dict, int), or None where there is no run."""
-    at = Path(folder) / "settings.json"
-    if not at.exists():
-        return None
-    try:
-        settings = json.loads(at.read_text(encoding="utf-8"))["settings"]
-        settings["checksum"], settings["dataset"], settings["epochs"] + 1
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{at} is damaged: repeat the command of that run, which writes it again") from None
-    return settings, count_epochs(folder)
-
-
-def count_epochs(folder):
-    """The rows of metrics.jsonl."""
-    metrics = Path(folder) / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-
-def refuse_changes(folder, before, now):
-    """Raise InputError where the settings `now` are not those of the run in `folder`, `before`; both dicts."""
-    names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
-    if names:
-        name, *others = sorted(names, key=lambda name: (name != "dataset", name))
-        also = f" (other differences: {', '.join(others)})" if others else ""
-        raise InputError(
-            f"{folder}: {name} was {before.get(name)!r}, now {now.get(name)!r}{also}; "
-            "set it back, start elsewhere with --out FOLDER, or move the old run aside with --fresh"
-        )
 
 
 class Run:
@@ -86,9 +52,8 @@ class Run:
         self._checkpoint, self._before = self.folder / "checkpoint.pt", self.folder / "checkpoint_before.pt"
         self._started = self._saved_at = time.perf_counter()
         self._signal = 0  # the number of the signal that asked this rank to stop
-        values = {name: value for name, value in vars(settings).items() if name not in WITHOUT_EFFECT}
-        self._environment = environment(device)
-        self._record = {"settings": values | {"device": device.type} | also, "environment": self._environment}
+        self._record = make_record(settings, device, also)
+        self._environment = self._record["environment"]
         with ranks.first_rank_first():
             saved = self._open(settings.fresh) if ranks.rank() == 0 else self._load()
         self._saved, self.new, self.finished = saved, saved is None, saved is not None and saved["finished"]

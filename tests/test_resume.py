@@ -19,7 +19,7 @@ import val_train
 from dataset import Films, Sampler
 from genotypes import load_genotype, random_genotype
 from model_search import Network
-from support import runs
+from support import records, runs
 from tests import conftest
 from tests.conftest import equal
 from tests.test_scripts import NETWORK, ROOT, SMALL, metrics
@@ -436,12 +436,12 @@ def test_a_run_holds_its_lock_until_it_has_finished(small_set, tmp_path, monkeyp
 def test_going_on_in_another_environment_warns(stopped, small_set, tmp_path, capsys):
     saved = torch.load(stopped / "checkpoint.pt")
     now = dict(saved["record"]["environment"])
-    saved["record"]["environment"] |= dict.fromkeys(runs.WITH_EFFECT, "another")
+    saved["record"]["environment"] |= dict.fromkeys(records.WITH_EFFECT, "another")
     torch.save(saved, stopped / "checkpoint.pt")
     start("search", small_set, tmp_path)
     out = capsys.readouterr().out
-    assert out.count("warning: ") == len(runs.WITH_EFFECT) == 7
-    for name in runs.WITH_EFFECT:
+    assert out.count("warning: ") == len(records.WITH_EFFECT) == 7
+    for name in records.WITH_EFFECT:
         assert f"warning: {name} was 'another', is {now[name]!r}: the result may differ" in out
 
 

@@ -1,0 +1,51 @@
+"""What a run's folder says of the run: its settings and where it ran (settings.json), and its epochs (metrics.jsonl)."""
+
+import json
+from pathlib import Path
+
+from support.devices import environment
+from support.files import InputError
+
+WITHOUT_EFFECT = {"out", "data", "fresh"}  # settings that say where a run goes, not what it computes
+# What affects the result: a run that goes on elsewhere warns.
+WITH_EFFECT = ("commit", "torch", "machine", "device", "type", "threads", "ranks")
+
+
+def make_record(settings, device, also):
+    """The content of settings.json: {"settings": {...}, "environment": {...}}.
+
+    settings: the script's; also: what else affects the result, {name: plain value}.
+    """
+    values = {name: value for name, value in vars(settings).items() if name not in WITHOUT_EFFECT}
+    return {"settings": values | {"device": device.type} | also, "environment": environment(device)}
+
+
+def read_run(folder):
+    """A run's settings and how many epochs it has done: (dict, int), or None where there is no run."""
+    at = Path(folder) / "settings.json"
+    if not at.exists():
+        return None
+    try:
+        settings = json.loads(at.read_text(encoding="utf-8"))["settings"]
+        settings["checksum"], settings["dataset"], settings["epochs"] + 1
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{at} is damaged: repeat the command of that run, which writes it again") from None
+    return settings, count_epochs(folder)
+
+
+def count_epochs(folder):
+    """The rows of metrics.jsonl."""
+    metrics = Path(folder) / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def refuse_changes(folder, before, now):
+    """Raise InputError where the settings `now` are not those of the run in `folder`, `before`; both dicts."""
+    names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    if names:
+        name, *others = sorted(names, key=lambda name: (name != "dataset", name))
+        also = f" (other differences: {', '.join(others)})" if others else ""
+        raise InputError(
+            f"{folder}: {name} was {before.get(name)!r}, now {now.get(name)!r}{also}; "
+            "set it back, start elsewhere with --out FOLDER, or move the old run aside with --fresh"
+        )
