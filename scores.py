@@ -1,7 +1,7 @@
-"""Scores: the AUC of each finding, its interval by resampling patients, and the table of all networks.
+"""Scores: the AUC of each finding, its interval by resampling patients, and the scores of all networks as a frame.
 
-The AUC (area under the ROC curve) is the share of pairs of a positive and a negative film in which the positive one has
-the higher score; a tie counts half.
+The AUC (area under the ROC curve) is the share of pairs of a positive and a negative film in which the positive film
+has the higher score; a tie counts half.
 """
 
 import math
@@ -23,9 +23,9 @@ COLUMNS = [*AUC, *GAP, "averaged", *COSTS]
 
 
 def auc_per_finding(labels, scores):
-    """Area under the ROC curve of each finding; both (N, findings).
+    """The AUC of each finding, (findings,); labels (N, findings) of 0 and 1, scores (N, findings).
 
-    NaN where all labels of a finding are equal, or its scores are NaN: the model does not know it.
+    It is NaN where all labels of a finding are equal, or where its scores are NaN, since the model does not know it.
     """
     labels, scores = np.asarray(labels), np.asarray(scores)
     both = (labels.min(axis=0) == 0) & (labels.max(axis=0) == 1) & ~np.isnan(scores).any(axis=0)
@@ -33,7 +33,7 @@ def auc_per_finding(labels, scores):
 
 
 def evaluate(network, films, batch_size, pause):
-    """The mean AUC over the findings, and the mean loss, of all films of a split; pause: see `utils.predict`."""
+    """The mean AUC over the findings and the mean loss, over all films of a split; pause: see `utils.predict`."""
     probabilities, loss = predict(network, films, batch_size, pause)
     return float(np.nanmean(auc_per_finding(films.labels.cpu(), probabilities))), loss
 
@@ -42,7 +42,10 @@ def evaluate(network, films, batch_size, pause):
 
 
 def draw_patients(patients, resamples, seed):
-    """How often each film is drawn, (resamples, N): whole patients, as many as there are, with replacement."""
+    """How often each film is drawn, (resamples, N): whole patients, as many as there are, with replacement.
+
+    patients (N,): whose film it is.
+    """
     _, patient_of_film = np.unique(patients, return_inverse=True)
     number = patient_of_film.max() + 1
     drawn = torch.randint(number, (resamples, number), generator=torch.Generator().manual_seed(seed)).numpy()
@@ -51,15 +54,16 @@ def draw_patients(patients, resamples, seed):
 
 
 def weighted_auc(positive, scores, weights):
-    """The AUC of one finding in each resample, (resamples,); NaN where a class is missing, or a score is NaN.
+    """The AUC of one finding in each resample, (resamples,); NaN where a class is missing or a score is NaN.
 
-    positive (N,) bool; scores (N,); weights (resamples, N): how often a film counts.
+    positive (N,) bool; scores (N,); weights (resamples, N): how often each film counts.
     """
     if np.isnan(scores).any():
         return np.full(len(weights), math.nan)
     order = np.argsort(scores)
     positive, scores, weights = positive[order], scores[order], weights[:, order]
-    negatives = np.pad(np.cumsum(weights * ~positive, axis=1), ((0, 0), (1, 0)))  # column n: among the n lowest
+    # Column n is how many negatives are among the n lowest scores.
+    negatives = np.pad(np.cumsum(weights * ~positive, axis=1), ((0, 0), (1, 0)))
     lower, not_higher = (np.searchsorted(scores, scores[positive], side) for side in ("left", "right"))
     wins = (negatives[:, lower] + negatives[:, not_higher]) / 2
     positives = weights[:, positive]
@@ -68,7 +72,7 @@ def weighted_auc(positive, scores, weights):
 
 
 def interval(resampled):
-    """95 % percentile interval of the resamples that are not NaN; NaN if there is none."""
+    """The 95 % percentile interval (low, high) of the resamples that are not NaN; NaN where all are."""
     known = resampled[~np.isnan(resampled)]
     return np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
 
@@ -77,15 +81,15 @@ def interval(resampled):
 
 
 def add_average(auc, averaged):
-    """auc (..., findings), with one more column: the mean over the findings that are `averaged`, (findings,) bool."""
+    """auc (..., findings) with one more column, the mean over the findings that are `averaged`, (findings,) bool."""
     average = auc[..., averaged].mean(axis=-1, keepdims=True) if averaged.any() else np.full_like(auc[..., :1], np.nan)
     return np.concatenate([auc, average], axis=-1)
 
 
 def with_limits(values, resampled, few):
-    """Values (findings + 1,) and their resamples (resamples, findings + 1) -> (findings + 1, 3) with their intervals.
+    """Values (findings + 1,) and their resamples (resamples, findings + 1) -> values and intervals (findings + 1, 3).
 
-    The findings that are `few`, (findings,) bool, have no interval.
+    A finding of which there are `few` patients, (findings,) bool, has no interval.
     """
     limits = np.array([interval(column) for column in resampled.T])
     limits[:-1][few] = math.nan
@@ -95,14 +99,14 @@ def with_limits(values, resampled, few):
 def auc_table(labels, patients, probabilities, seed, resamples, min_patients, findings):
     """The scores as a data frame, the findings in the average, and {finding: resamples left out for it}.
 
-    labels (N, findings); patients (N,); probabilities {network: (N, findings)}, NaN for findings it does not know;
-    findings: their names. Rows: (network, finding), the findings in order and then AVERAGE. Columns: COLUMNS, where
-    the difference is to BASELINE (NaN where that is missing) and COSTS are NaN, for the caller to fill in.
+    labels (N, findings); patients (N,); probabilities {network: (N, findings)}, NaN for findings that it does not know;
+    findings: their names. The frame has a row for each (network, finding), the findings in order and then AVERAGE, and
+    COLUMNS. Differences are to BASELINE, NaN without it. COSTS are NaN: the caller fills them in.
 
     All intervals are from the same resamples. A resample without a positive or a negative film of a finding is left
-    out for it. The average runs over the findings that at least 99 % of the resamples can score and that the network
-    knows (`averaged` is 1 for them, and their number in the average's row); an average difference over those that
-    BASELINE knows, too. A finding with fewer than `min_patients` positive patients has no interval (NaN).
+    out for this finding. The average runs over the findings that at least 99 % of the resamples can score and that the
+    network knows. `averaged` is 1 for these, and in the row AVERAGE it is their number. An average difference runs over
+    those of them that BASELINE knows, too. A finding with fewer than `min_patients` positive patients has no interval.
     """
     positive, weights = labels == 1, draw_patients(patients, resamples, seed)
     one_sided = (weights @ positive == 0) | (weights @ ~positive == 0)
@@ -134,7 +138,7 @@ def write_scores(path, table):
 
 
 def read_scores(path):
-    """The frame that `write_scores` wrote, bit for bit, whatever networks are called. Raises InputError."""
+    """The frame that `write_scores` wrote, bit for bit. Raises InputError."""
     table = read_table(path)
     try:
         table = table.set_index(["network", "finding"])[COLUMNS].replace("", "nan").astype(float)

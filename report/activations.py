@@ -17,11 +17,11 @@ LOWERS, RAISES = "#2f86d6", "#ffb000"  # colours of what lowers a logit, and of 
 
 
 class Sheet(NamedTuple):
-    """Films side by side: three sequences of one length."""
+    """Pictures side by side."""
 
-    films: list  # uint8 (H, W)
-    maps: list  # float (h, w), to be laid over the film; None shows the film alone
-    captions: list
+    pictures: list  # uint8 (H, W), or (H, W, 3) under a map, see `overlay`
+    captions: list  # as many texts
+    note: str = ""  # on how to read the maps, where there are any
 
 
 def class_activation(network, films):
@@ -46,24 +46,23 @@ def overlay(film, values):
 
 
 def map_note(maps):
-    """A line on how to read maps, each (h, w) or None; "" where none is a map."""
-    shapes = [f"{values.shape[0]} × {values.shape[1]}" for values in maps if values is not None]
-    return f"Each map has a scale of its own, and {shapes[0]} values, drawn smoothly." if shapes else ""
+    """A line on how to read activation maps (..., h, w)."""
+    return f"Each map has a scale of its own, and {maps.shape[-2]} × {maps.shape[-1]} values, drawn smoothly."
 
 
 def draw_sheet(path, sheet):
-    """Draw the films of a `Sheet` with their captions, and with their maps over them, see `overlay`."""
-    figure, panels = make_panels(len(sheet.films), 6, 1.8, 2.3)
-    for axes, film, values, caption in zip(panels, *sheet, strict=True):
-        axes.imshow(film if values is None else overlay(film, values), cmap="gray", vmin=0, vmax=255)
+    """Draw the pictures of a `Sheet` with their captions."""
+    figure, panels = make_panels(len(sheet.pictures), 6, 1.8, 2.3)
+    for axes, picture, caption in zip(panels, sheet.pictures, sheet.captions, strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
         axes.set(xticks=(), yticks=())
         lines = caption.replace("_", " ").split("\n")
         axes.set_xlabel("\n".join(textwrap.fill(line, 24) for line in lines), fontsize=SMALL)
-    if note := map_note(sheet.maps):
+    if sheet.note:
         scale = ScalarMappable(Normalize(-1, 1), LinearSegmentedColormap.from_list("", (LOWERS, "#b8b8b8", RAISES)))
         bar = figure.colorbar(scale, ax=list(panels), ticks=(-1, 0, 1), shrink=0.8)
         bar.ax.set_yticklabels(("lowers\nthe logit", "0", "raises\nthe logit"), fontsize=SMALL)
-        figure.supxlabel(note, fontsize=SMALL)
+        figure.supxlabel(sheet.note, fontsize=SMALL)
     save_picture(figure.savefig, path)
 
 
@@ -79,11 +78,11 @@ def draw_examples(folder, films, findings, probabilities, networks):
     grey = films.whole(torch.from_numpy(index).to(films.labels.device))
     batch, grey = films.normalise(grey), grey.round().byte().cpu().numpy()
     found = [", ".join(findings[k] for k in np.flatnonzero(row)) for row in labels[index]]
-    draw_sheet(folder / "films.png", Sheet(grey, [None] * len(grey), found))
+    draw_sheet(folder / "films.png", Sheet(grey, found))
     sheets = {}
     for name in [name for k, name in enumerate(networks) if k == 0 or name == BASELINE]:
         maps = class_activation(networks[name][0], batch)[np.arange(len(present)), present].cpu().numpy()
         captions = [f"{findings[k]}\n{probabilities[name][i, k]:.2f}" for i, k in zip(index, present, strict=True)]
-        sheets[name] = Sheet(grey, maps, captions)
+        sheets[name] = Sheet([*map(overlay, grey, maps)], captions, map_note(maps))
         draw_sheet(folder / f"activation_{name}.png", sheets[name])
     return sheets

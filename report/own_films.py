@@ -4,7 +4,6 @@ They have no labels, so there is no AUC. Nothing here is a diagnosis.
 """
 
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 from data.films import film_key, is_film, is_whole, reduce_film, walk
 from dataset import Films
-from report.activations import Sheet, class_activation, draw_sheet
+from report.activations import Sheet, class_activation, draw_sheet, map_note, overlay
 from report.predictions import write_predictions
 from support.files import InputError
 from support.progress import progress
@@ -77,9 +76,10 @@ def score_own_films(folder, films, findings, networks, batch_size):
             sheets[film][name] = strongest(network, films, k, findings, probabilities[k])
     (folder / "films").mkdir(exist_ok=True)
     for film, of_network in progress(sheets.items(), "sheets", len(sheets)):
-        named = [sheet._replace(captions=[name, *sheet.captions[1:]]) for name, sheet in of_network.items()]
-        together = Sheet(*(list(chain(*parts)) for parts in zip(*named, strict=True)))
-        draw_sheet(folder / "films" / f"{Path(film).stem}.png", together)
+        pictures, captions = [], []
+        for name, sheet in of_network.items():
+            pictures, captions = pictures + sheet.pictures, [*captions, name, *sheet.captions[1:]]
+        draw_sheet(folder / "films" / f"{Path(film).stem}.png", Sheet(pictures, captions, sheet.note))
     return sheets
 
 
@@ -90,7 +90,7 @@ def strongest(network, films, k, findings, probabilities):
     """
     grey = films.whole(torch.tensor([k], device=films.labels.device))
     maps = class_activation(network, films.normalise(grey))[0].cpu().numpy()
-    shown = np.argsort(-probabilities, kind="stable")[:STRONGEST]
     film = grey[0].round().byte().cpu().numpy()
+    shown = np.argsort(-probabilities, kind="stable")[:STRONGEST]
     captions = [f"{findings[k]}\n{probabilities[k]:.2f}" for k in shown]
-    return Sheet([film] * (1 + len(shown)), [None, *maps[shown]], ["", *captions])
+    return Sheet([film, *(overlay(film, maps[k]) for k in shown)], ["", *captions], map_note(maps))

@@ -11,7 +11,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from report.activations import map_note, overlay
 from report.tables import NOTHING, Cell, Table
 from scores import BASELINE
 from support.files import write
@@ -46,7 +45,7 @@ def write_page(out, data, table, lines, examples, own, networks):
         marks=BASELINE in table.header,
         lines=lines,
         charts={name: embed((folder / f"{name}.png").read_bytes()) for name in ("auc", "roc")},
-        note=next((map_note(sheet.maps) for sheet in examples.values()), ""),  # all networks have one crop
+        note=next((sheet.note for sheet in examples.values()), ""),  # all networks have one crop
         activations=show_sheets(examples),
         own={film: show_sheets(sheets) for film, sheets in list(own.items())[:SHOWN]},
         others=max(len(own) - SHOWN, 0),
@@ -66,12 +65,11 @@ def embed(png):
 
 def show_sheets(sheets):
     """{network: `Sheet`} as {network: [(picture, caption), ...]}."""
-    shown = {}
+    shown = {name: [] for name in sheets}
     for name, sheet in sheets.items():
-        shown[name] = []
-        for film, values, caption in zip(*sheet, strict=True):
+        for picture, caption in zip(sheet.pictures, sheet.captions, strict=True):
             png = io.BytesIO()
-            Image.fromarray(film if values is None else overlay(film, values)).save(png, "PNG")
+            Image.fromarray(picture).save(png, "PNG")
             shown[name].append((embed(png.getvalue()), caption.replace("_", " ")))
     return shown
 

@@ -16,7 +16,7 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORE
 
 
 def write_predictions(path, films, findings, probabilities):
-    """A CSV that `read_predictions` reads: films (N,), probabilities (N, findings), every digit of a float64."""
+    """Write a CSV that `read_predictions` reads bit for bit: films (N,), their names; probabilities (N, findings)."""
     columns = {f"prob_{finding}": probabilities[:, k] for k, finding in enumerate(findings)}
     write(path, pd.DataFrame({"Image Index": films} | columns).to_csv(index=False, lineterminator="\n"))
 
@@ -34,10 +34,10 @@ def read_others(items, taken, films, findings):
 
 
 def read_predictions(path, films, findings):
-    """The probabilities in a file, (N, findings) float64. Raises InputError. Prints what is missing or left out.
+    """The probabilities in a file, (N, findings) float64. Prints what is missing or left out. Raises InputError.
 
-    films (N,): names, in the order of the result. A finding that the file has no number for at all is NaN. Rows may
-    stand in any order, and for other films, too; for the names see `find_columns` and `match_films`.
+    films (N,): their names, in the order of the result. A finding for which the file has no number at all is NaN. The
+    file may have its rows in any order, and rows of other films, too. Names match by `find_columns`, `match_films`.
     """
     table = read_table(path)
     place, columns = find_columns(path, list(table.columns), findings)
@@ -76,7 +76,7 @@ def shown(names):
 
 
 def plain(name):
-    """A column's name without what does not matter: case, spaces, marks, `prob_`, and the ".1" of a second column."""
+    """A column's name without case, spaces, marks, `prob_`, and the ".1" of a second column of that name."""
     return re.sub(r"[\W_]+", "", re.sub(r"\.\d+$", "", name)).casefold().removeprefix("prob")
 
 
@@ -84,7 +84,8 @@ def find_columns(path, header, findings):
     """The place of the films' names in a header, and {finding's number: place of its probabilities}. Raises InputError.
 
     The films' column is `Image Index`; a finding's is `prob_<finding>`, or `<finding>` where there is no such column.
-    Case, spaces and underscores do not matter. A name that is nearly a missing finding's is an error: it may be meant.
+    Case, spaces and underscores do not matter. A column is an error if its name is nearly that of a missing finding,
+    since it may be meant.
     """
     names = [plain(name) for name in header]
 
@@ -109,10 +110,10 @@ def find_columns(path, header, findings):
 
 
 def match_films(path, names, films):
-    """For each of a file's rows (with these names) the number of its film, -1 where `films` (N,) does not have it.
+    """The number of each row's film, (rows,), -1 for a film that is not one of `films` (N,). Raises InputError.
 
-    Names match by `film_key`, unless the films themselves differ in nothing else. Raises InputError for a film without
-    a row.
+    names (rows,): those in the file, one at least for each of the films. Names match by `film_key`, unless two of the
+    films differ in folder or ending only.
     """
     key = film_key if len({film_key(film) for film in films}) == len(films) else str.strip
     numbers = {key(film): k for k, film in enumerate(films)}
@@ -125,7 +126,7 @@ def match_films(path, names, films):
 
 
 def read_number(text):
-    """The number in a cell, also with a decimal comma; NaN where it says that there is none; else infinity."""
+    """The number in a cell, also with a decimal comma; NaN where it says that there is none; otherwise infinity."""
     text = text.strip()
     if text.casefold() in NO_NUMBER:
         return math.nan

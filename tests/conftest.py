@@ -21,7 +21,6 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: runs with --all only")
-    config.addinivalue_line("markers", "pictures: its runs draw theirs")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -37,11 +36,10 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(request, monkeypatch):
+def no_pictures(monkeypatch):
     """Drawing a run takes longer than the run, at these sizes. Runs of session-wide fixtures draw all the same."""
-    if not request.node.get_closest_marker("pictures"):
-        for script in ("search_train", "val_train", "chexnet"):
-            monkeypatch.setattr(f"{script}.draw_run", lambda folder: [])
+    for script in ("search_train", "val_train", "chexnet"):
+        monkeypatch.setattr(f"{script}.draw_run", lambda folder: [])
 
 
 @pytest.fixture

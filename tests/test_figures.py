@@ -130,11 +130,6 @@ def test_a_map_has_a_scale_of_its_own_with_zero_in_the_middle():
     assert grey[1] - grey[0] > 0.2  # print in grey tells them apart
 
 
-def test_coarse_maps_say_so():
-    note = "Each map has a scale of its own, and 2 × 3 values, drawn smoothly."
-    assert activations.map_note([None, np.zeros((2, 3))]) == note and activations.map_note([None]) == ""
-
-
 # --- Every picture
 
 
@@ -154,8 +149,9 @@ def test_results_films_and_summary(tmp_path):
     figures.draw_auc(tmp_path / "auc.png", table)
     films = list(rng.integers(0, 256, (7, 64, 64), dtype=np.uint8))
     captions = ["No Finding"] * 6 + [", ".join(FINDINGS)]
-    activations.draw_sheet(tmp_path / "films.png", Sheet(films, [None] * len(films), captions))
-    activations.draw_sheet(tmp_path / "activation.png", Sheet(films, rng.normal(size=(7, 2, 2)), captions))
+    activations.draw_sheet(tmp_path / "films.png", Sheet(films, captions))
+    overlaid = [*map(activations.overlay, films, rng.normal(size=(7, 2, 2)))]
+    activations.draw_sheet(tmp_path / "activation.png", Sheet(overlaid, captions, "a note"))
     draw_summary(tmp_path / "Summary.png")
     for name in ("roc", "auc", "films", "activation", "Summary"):
         check_picture(tmp_path / f"{name}.png")

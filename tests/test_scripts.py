@@ -19,6 +19,7 @@ import val_train
 from dataset import Films, find_preset, load_set, write_set
 from genotypes import PUBLISHED, diagnostics, edge_entropy, format_genotype, load_genotype, save_genotype
 from model_search import Network
+from report.networks import load_network
 from support import settings
 from support.files import InputError
 from tests.conftest import small_table, start
@@ -90,7 +91,7 @@ def test_weights_files_are_plain_and_complete(whole, small_set, name):
     trained = saved["settings"]
     assert saved["epoch"] == 1 and trained["checksum"] == load_set(small_set / "noise").checksum
     assert ("genotype" in trained) == (name != "chexnet")
-    network, _ = table_script.load_network(whole / "weights" / f"{name}_net.pth")
+    network, _ = load_network(whole / "weights" / f"{name}_net.pth")
     assert all(torch.equal(v, saved["weights"][k]) for k, v in network.state_dict().items())
     (row,) = metrics(whole / "weights" / name)
     assert row["val_auc"] == saved["val_auc"]
