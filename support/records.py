@@ -1,4 +1,4 @@
-"""What a run's folder says of the run: its settings and where it ran (settings.json), and its epochs (metrics.jsonl)."""
+"""What a folder says of its run: settings and where it ran (settings.json), and its epochs (metrics.jsonl)."""
 
 import json
 from pathlib import Path
