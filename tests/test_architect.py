@@ -2,43 +2,26 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import model_search
 import textbook
-from architect import Architect
 from benchmarks.original import OriginalArchitect, smooth_twin
+from tests.test_supernet import CLASSES, XI, batch, criterion, make_architect
 
-CLASSES = 3
-XI = 0.025
-
-criterion = F.binary_cross_entropy_with_logits
-
-
-def batch(seed, films=8, pixels=32):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(films, 3, pixels, pixels, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 2, (films, CLASSES), generator=generator).double()
-
-
-TRN, VAL = batch(1), batch(2)
+TRN, VAL = batch(32, 8, seed=1), batch(32, 8, seed=2)
 
 
 def setup(smooth=False, w_steps=0, second_order=True, exact=False):
     """An Architect over a small float64 supernet, after w_steps steps of SGD, which fill the momentum."""
     torch.manual_seed(0)
     network = model_search.Network(4, CLASSES, 4).double()
-    if smooth:
-        smooth_twin(network)
-    decay = textbook.WEIGHT_DECAY
-    w_optimizer = torch.optim.SGD(network.weight_parameters(), lr=XI, momentum=textbook.MOMENTUM, weight_decay=decay)
+    architect = make_architect(smooth_twin(network) if smooth else network, second_order, exact)
     for seed in range(w_steps):
-        films, labels = batch(seed + 10)
-        w_optimizer.zero_grad()
-        criterion(network(films), labels).backward()
-        w_optimizer.step()
-    alpha_optimizer = torch.optim.Adam(network.arch_parameters(), lr=3e-4, betas=(0.5, 0.999))
-    return Architect(network, criterion, w_optimizer, alpha_optimizer, second_order, exact)
+        films, labels = batch(32, 8, seed + 10)
+        architect.w_optimizer.zero_grad()
+        criterion(network(films), labels).backward(inputs=network.weight_parameters())
+        architect.w_optimizer.step()
+    return architect
 
 
 def flat(tensors):

@@ -14,11 +14,11 @@ import model_search
 import utils
 from architect import Architect
 from chexnet import CheXNet
-from dataset import Films, Sampler, load_set
+from dataset import FINDINGS, Films, Sampler, load_set
 from genotypes import PUBLISHED
 
 META = torch.device("meta")
-CLASSES = 14
+CLASSES = len(FINDINGS)  # of small_set
 
 
 class OneDevice(TorchDispatchMode):
