@@ -20,7 +20,6 @@ from dataset import FINDINGS, load_set, write_set
 from genotypes import PUBLISHED, format_genotype
 from scores import AUC, AVERAGE, GAP, read_scores
 from support.files import save_state
-from tests.conftest import small_table
 from tests.test_scripts import files, run
 
 NAMES = ["first_order", "DARTS_V1", "second_order", "chexnet"]  # in the table's order
@@ -80,12 +79,10 @@ def columns(scores):
 
 
 @pytest.fixture(scope="session")
-def another_set(tmp_path_factory):
+def another_set(prepared, tmp_path_factory):
     """A folder with another set of the same name."""
     data = tmp_path_factory.mktemp("other")
-    films = small_table()
-    images = np.random.default_rng(9).integers(0, 256, (len(films), 64, 64), dtype=np.uint8)
-    write_set(data / "noise", images, films, {})
+    write_set(data / "noise", 255 - prepared.images, prepared.table, {})
     return data
 
 
@@ -180,10 +177,10 @@ def test_predictions_alone_make_a_table(copy, small_set, capsys):
     assert "Activation maps" not in page and "Settings" not in page
 
 
-def test_a_second_process_is_refused(copy, small_set, one_line):
+def test_a_second_process_is_refused(copy, table, one_line):
     before = files(copy / "results")
     with FileLock(copy / "results" / "lock"):
-        assert "results: another process works there" in one_line(run, table_script, small_set, copy)
+        assert "results: another process works there" in one_line(table, copy)
     assert files(copy / "results") == before
 
 
