@@ -61,7 +61,6 @@ def main(settings):
     for name, (network, _) in networks.items():
         cost[name] = costs(network, films.crop)
         probabilities[name], _ = utils.predict(network.to(device), films, settings.batch_size)
-        write_predictions(folder / f"predictions_{name}.csv", films.names, data.findings, probabilities[name])
     probabilities |= others
 
     # Scores
@@ -71,6 +70,7 @@ def main(settings):
     scores, averaged, left_out = auc_table(labels, patients, probabilities, settings.seed, *limits, data.findings)
     for name in networks:
         scores.loc[(name, AVERAGE), COSTS] = cost[name]
+        write_predictions(folder / f"predictions_{name}.csv", films.names, data.findings, probabilities[name])
     write_scores(folder / "auc.csv", scores)
 
     # Report
