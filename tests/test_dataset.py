@@ -13,6 +13,7 @@ from dataset import (
     IMAGENET_STD,
     Films,
     Sampler,
+    crop_of,
     encode_findings,
     find_preset,
     load_set,
@@ -250,10 +251,16 @@ def test_films_that_are_not_square_are_refused(data):
         Films(data, "train", 32, CPU)
 
 
-@pytest.mark.parametrize("crop", [0, 48, 96, -32])
-def test_bad_crops_are_refused_in_one_line(data, crop):
-    with pytest.raises(ValueError, match=f"crop {crop} must be a multiple of 32 and at most the films' 64 pixels"):
-        Films(data, "train", crop, CPU)
+def test_a_crop_is_a_multiple_of_32_and_at_most_the_film(data):
+    assert [Films(data, "train", crop, CPU).crop for crop in (32, 64, 0, 96, 224)] == [32, 64, 64, 64, 64]
+    assert [crop_of(100, crop) for crop in (64, 0, 224)] == [64, 96, 96]
+    for size, crop, problem in (
+        (64, 48, "crop 48 must be a multiple of 32, or 0 for the whole film"),
+        (256, 96, "crop 96 is less than half of the films' 256 pixels"),
+        (28, 0, "films of 28 pixels must have at least 32"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            crop_of(size, crop)
 
 
 def test_the_sampler_shuffles_anew_each_pass_and_drops_incomplete_batches(data):

@@ -1,8 +1,6 @@
 """test.py --films: films without labels, scored as the set's own are; what is refused, each with one line."""
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -13,7 +11,7 @@ from PIL import Image
 import test as table_script
 from dataset import FINDINGS, load_set, write_set
 from report.predictions import read_predictions
-from tests.test_scripts import ROOT, files, run
+from tests.test_scripts import files, run
 from tests.test_table import save_network
 
 NAMES = ["first_order", "DARTS_V1"]
@@ -87,12 +85,6 @@ def test_a_sheet_has_the_strongest_findings_with_their_maps(small_set, out, own,
             captions += [name, *(f"{column.removeprefix('prob_')}\n{value:.2f}" for column, value in strongest.items())]
         assert sheet.captions == captions
         assert [picture.ndim for picture in sheet.pictures] == 2 * ([2] + [3] * 5)  # the bare film, and under its maps
-
-
-def test_no_network_library_is_imported():
-    command = "import test, sys; print({'requests', 'remotezip'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
 
 
 # --- Refusals
