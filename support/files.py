@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and text as people have it."""
+"""Writes files whole or not at all, takes locks, and reads texts and tables in the forms in which users have them."""
 
 import codecs
 import errno
@@ -20,14 +20,14 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class InputError(ValueError):
-    """What the user gave is at fault. Its text is one line: the file or setting, the problem, the next step."""
+    """The user's input is at fault. The text is one line: the file or setting, the problem, the next step."""
 
 
 @contextmanager
 def replacing(path, before=None):
-    """A binary file to write, beside `path`; at the end it is renamed to `path`, so that nobody meets half a file.
+    """Opens a binary file beside `path` for writing, and renames it to `path` at the end: nobody ever reads half a file.
 
-    before: the name that an old file at `path` is given first; without it the old file is replaced.
+    before: the path to which an old file at `path` is moved first; without it the old file is replaced.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".part")
@@ -39,17 +39,17 @@ def replacing(path, before=None):
     except OSError as error:
         if error.filename is not None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the error of a full disk names no file
     if before is not None and path.exists():
         path.replace(before)
     partial.replace(path)
 
 
 def lock(path, timeout=0):
-    """Take the lock file `path`; returns the lock, for release(). A dead process holds nothing.
+    """Take the lock file `path` and return the lock, which has release(). The lock of a dead process is free.
 
-    timeout: seconds to wait for another process, -1 without end. Raises InputError where another process holds it.
-    Where the file system has no locks, as some network drives, a line says so and the work goes on without one.
+    timeout: seconds to wait for another process, -1 for ever. Raises InputError if another process holds the lock.
+    Some network drives have no locks. Then a line says so, and the work goes on without a lock.
     """
     held = FileLock(path, is_singleton=True, fallback_to_soft=False)  # this process may take it again
     try:
@@ -78,7 +78,10 @@ def save_state(path, state, before=None):
 
 
 def load_state(path):
-    """What `save_state` wrote: plain tensors and plain Python. Raises where a byte is wrong, as torch.load does not."""
+    """The content of a file that `save_state` wrote: plain tensors and plain Python, on the CPU.
+
+    Raises for any wrong byte, since it compares the checksums of the zip file, which torch.load ignores.
+    """
     with zipfile.ZipFile(path) as file:
         if damaged := file.testzip():
             raise ValueError(f"{damaged} in it is damaged")
@@ -86,9 +89,9 @@ def load_state(path):
 
 
 def read_text(path, limit=MAX_TEXT):
-    """The text of a file as people have it: UTF-8 or UTF-16, with or without byte order mark, gzipped or not.
+    """The text of a file in UTF-8 or UTF-16, with or without byte order mark, gzipped or not; line ends become "\\n".
 
-    Line ends become "\\n". Raises InputError, naming the file, also for more than `limit` bytes.
+    Raises InputError, naming the file, for anything else and for more than `limit` bytes.
     """
     try:
         with open(path, "rb") as file:
@@ -115,7 +118,7 @@ def read_text(path, limit=MAX_TEXT):
 
 
 def _read(file, limit):
-    """The bytes of a file or pipe, of an endless one a few more than `limit`; read(limit) would reserve that much."""
+    """The bytes of a file or pipe, but hardly more than `limit`. A single read(limit) would reserve all that memory."""
     blocks, size = [], 0
     while size <= limit and (block := file.read(1 << 20)):
         blocks.append(block)

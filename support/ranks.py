@@ -1,4 +1,4 @@
-"""Several processes, one run: each rank takes its slice of every batch, and gradients are averaged over the ranks.
+"""One run by several processes: each rank takes its slice of every batch, and gradients are averaged over the ranks.
 
     torchrun --nproc-per-node=2 search_train.py
 
