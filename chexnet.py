@@ -22,7 +22,7 @@ from support import ranks
 from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
 from support.runs import Run
-from support.settings import check_choice, check_numbers, check_switches, start
+from support.settings import check_choice, check_numbers, start
 
 DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets, from that of this script
@@ -108,15 +108,7 @@ def check(settings):
         check_numbers(settings, "plateau_patience", low=0, whole=True)
         check_numbers(settings, "plateau_lr_stop", low=0)
         check_numbers(settings, "plateau_lr", low=settings.plateau_lr_stop)
-    check_switches(settings, "pretrained fresh start_at_prevalence deterministic")
-
-
-def make_schedule(settings, weights, steps):
-    """The optimizer of `weights`, and how its rate moves, by the recipe; steps: of one epoch."""
-    if settings.recipe == "one_cycle":
-        lr, weight_decay = settings.one_cycle_lr, settings.one_cycle_weight_decay
-        return utils.OneCycle(weights, lr, weight_decay, settings.epochs * steps)
-    return utils.Plateau(weights, settings.plateau_lr, settings.plateau_patience, settings.plateau_lr_stop)
+    check_choice(settings, "pretrained fresh start_at_prevalence deterministic")
 
 
 def main(settings):
@@ -139,7 +131,7 @@ def main(settings):
     if settings.start_at_prevalence:
         utils.start_at_prevalence(network.classifier, trn_films.labels)
     weights = list(network.parameters())
-    schedule = make_schedule(settings, weights, len(sampler))
+    schedule = utils.make_schedule(settings, weights, len(sampler))
 
     run.restore(network=network, schedule=schedule, sampler=sampler, generator=generator)
     if run.new:

@@ -2,7 +2,7 @@
 
 A set is a folder with three files:
 
-    images.npy    uint8, shape (N, H, W): the films; square ones for training
+    images.npy    uint8, shape (N, H, W), H = W: the films
     labels.csv    one row per film, in the same order: COLUMNS, and MORE_COLUMNS where they are known
     source.json   where it came from, the entries of DEFAULTS, counts, and the checksum of the two files above
 
@@ -95,8 +95,11 @@ def count_findings(table, findings):
 
 def check_set(folder, images, table, findings):
     """The labels of a set, (N, findings). Raises InputError, naming the file and the row, for what is no set."""
-    if images.dtype != np.uint8 or images.ndim != 3:
-        raise InputError(f"{folder}/images.npy must be uint8 (N, H, W), not {images.dtype} {images.shape}")
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
+        what = "uint8 (N, H, W) with H = W"
+        raise InputError(
+            f"{folder}/images.npy must be {what}, not {images.dtype} {images.shape}: prepare the set again"
+        )
     at = f"{folder}/labels.csv"
     if missing := [column for column in COLUMNS if column not in table.columns]:
         raise InputError(f"{at} has no column {missing[0]!r} among {', '.join(map(repr, table.columns))}")
@@ -112,7 +115,7 @@ def check_set(folder, images, table, findings):
         ("Patient ID", table["split"] != first, "is in two splits"),
     ]
     for column, bad, problem in problems:
-        if bad.any():  # an empty patient would make all such films one patient's
+        if bad.any():  # films without a patient would count as one patient's
             row = np.flatnonzero(bad)[0]
             raise InputError(f"{at}, row {row + 1}: {column} {str(table[column].iloc[row])!r} {problem}")
     labels = encode_findings(table["Finding Labels"], findings)
@@ -124,7 +127,7 @@ def check_set(folder, images, table, findings):
 
 
 def check_source(source):
-    """`source`, the content of source.json, completed by DEFAULTS. Raises InputError for values of no meaning."""
+    """`source`, the content of source.json, completed by DEFAULTS. Raises InputError for invalid values."""
     source = DEFAULTS | source
     source["findings"] = names = tuple(source["findings"])
     if not names or len({*names, NO_FINDING, ""}) < len(names) + 2 or "|" in "".join(names):
@@ -244,9 +247,7 @@ class Films:
         """crop: a multiple of 32; 0, or one larger than the films, is all of the film. Raises InputError."""
         rows = prepared.rows(split)
         pixels = torch.from_numpy(prepared.images[rows])
-        height, size = pixels.shape[1:]
-        if height != size:  # evaluation would squeeze what training crops
-            raise InputError(f"films of {height} × {size} pixels must be square: prepare the set again")
+        size = pixels.shape[1]
         crop = crop_of(size, crop)
         border = crop // 16 if crop == size else 0
         self.split, self.crop, self.border = split, crop, border

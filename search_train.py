@@ -22,7 +22,7 @@ from scores import evaluate
 from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
 from support.runs import Run
-from support.settings import check_numbers, check_switches, start
+from support.settings import check_choice, check_numbers, start
 
 SECOND_ORDER = False  # False: first order, ξ = 0; True: second order, ξ = the learning rate of w
 EXACT_PRODUCT = False  # second order only; False: the paper's finite differences (eq. 8); True: differentiate twice
@@ -67,7 +67,7 @@ def check(settings):
     check_numbers(settings, "w_clip", above=0)
     check_numbers(settings, "w_momentum alpha_beta1 warm_up", low=0, below=1)
     check_numbers(settings, "lowest_temperature", low=1e-3)
-    check_switches(settings, "second_order exact_product fresh start_at_prevalence deterministic")
+    check_choice(settings, "second_order exact_product fresh start_at_prevalence deterministic")
     if settings.exact_product and not settings.second_order:
         raise InputError("--exact-product is a way to compute the second order: pass --second-order, too")
 
@@ -97,9 +97,8 @@ def main(settings):
     if settings.start_at_prevalence:
         utils.start_at_prevalence(network.classifier, trn_films.labels)
     weights, alphas = network.weight_parameters(), network.arch_parameters()
-    w_schedule = utils.Cosine(
-        weights, settings.w_lr, settings.w_momentum, settings.w_weight_decay, settings.epochs, settings.w_lr_min
-    )
+    of_w = settings.w_lr, settings.w_momentum, settings.w_weight_decay, settings.w_lr_min
+    w_schedule = utils.Cosine(weights, settings.epochs, len(trn_sampler), *of_w)
     betas, decay = (settings.alpha_beta1, 0.999), settings.alpha_weight_decay
     alpha_optimizer = Adam(alphas, settings.alpha_lr, betas, weight_decay=decay, fused=utils.is_fused(alphas))
     how = settings.second_order, settings.exact_product, settings.price

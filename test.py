@@ -23,7 +23,7 @@ from report.tables import as_markdown, describe, remarks
 from scores import AVERAGE, COSTS, auc_table, write_scores
 from support.devices import select_device
 from support.files import lock, write
-from support.settings import check_numbers, check_switches, start
+from support.settings import check_choice, check_numbers, start
 
 SECOND_ORDER = False  # which order's network comes first: False: first order, True: second order, which must be there
 PREDICTIONS = []  # NAME=FILE.csv: another model's column, from `Image Index` and `prob_<finding>` for what it knows
@@ -43,7 +43,7 @@ def check(settings):
     """Raise InputError for settings that make no sense."""
     check_numbers(settings, "batch_size resamples min_patients", low=1, whole=True)
     check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
-    check_switches(settings, "second_order films_anyway")
+    check_choice(settings, "second_order films_anyway")
 
 
 def main(settings):

@@ -72,23 +72,23 @@ class Schedule:
 
 
 class OneCycle(Schedule):
-    """AdamW, whose rate rises to `lr` in 0.3 of `steps` and falls to almost 0 (Smith and Topin, arXiv 1708.07120).
+    """AdamW, whose rate rises to `lr` in 0.3 of all steps and falls to almost 0 (Smith and Topin, arXiv 1708.07120).
 
-    Meanwhile β1 falls from 0.95 to 0.85, and rises again.
+    Meanwhile β1 falls from 0.95 to 0.85, and rises again. steps: of one epoch.
     """
 
-    def __init__(self, weights, lr, weight_decay, steps):
+    def __init__(self, weights, epochs, steps, lr, weight_decay):
         optimizer = AdamW(weights, lr, weight_decay=weight_decay, fused=is_fused(weights))
-        super().__init__(optimizer, OneCycleLR(optimizer, lr, steps + 1))  # one more: after the last step
+        super().__init__(optimizer, OneCycleLR(optimizer, lr, epochs * steps + 1))  # it steps after the last one, too
 
     def after_step(self):
         self.scheduler.step()
 
 
 class Cosine(Schedule):
-    """SGD, whose rate falls from `lr` to `lr_min` along a half cosine over `epochs`."""
+    """SGD, whose rate falls from `lr` to `lr_min` along a half cosine over the epochs."""
 
-    def __init__(self, weights, lr, momentum, weight_decay, epochs, lr_min=0.0):
+    def __init__(self, weights, epochs, steps, lr, momentum, weight_decay, lr_min=0.0):
         optimizer = SGD(weights, lr, momentum, weight_decay=weight_decay, fused=is_fused(weights))
         super().__init__(optimizer, CosineAnnealingLR(optimizer, epochs, lr_min))
 
@@ -102,7 +102,7 @@ class Plateau(Schedule):
     Training is done when the rate is below `lr_stop`.
     """
 
-    def __init__(self, weights, lr, patience, lr_stop):
+    def __init__(self, weights, epochs, steps, lr, patience, lr_stop):
         optimizer = Adam(weights, lr, fused=is_fused(weights))
         super().__init__(optimizer, ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=patience, threshold=0))
         self.lr_stop = lr_stop
@@ -116,6 +116,13 @@ class Plateau(Schedule):
 
 
 SCHEDULES = {"one_cycle": OneCycle, "cosine": Cosine, "plateau": Plateau}
+
+
+def make_schedule(settings, weights, steps):
+    """The `Schedule` of settings.recipe, from the settings that begin with its name: cosine_lr is its `lr`."""
+    start = f"{settings.recipe}_"
+    own = {name.removeprefix(start): getattr(settings, name) for name in vars(settings) if name.startswith(start)}
+    return SCHEDULES[settings.recipe](weights, settings.epochs, steps, **own)
 
 
 def is_fused(weights):

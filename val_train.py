@@ -21,9 +21,9 @@ from report.figures import draw_run
 from scores import evaluate
 from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
-from support.records import read_run
+from support.records import count_epochs, read_record
 from support.runs import Run
-from support.settings import check_choice, check_numbers, check_switches, start
+from support.settings import check_choice, check_numbers, start
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
 GENOTYPE = ""  # another cell instead: a file, Genotype(...), "random" (by SEED), or a name in genotypes.PUBLISHED
@@ -77,16 +77,13 @@ def choose_genotype(settings):
 def check_search(settings, checksum):
     """Raise InputError if the selected order's search was made on another set; say so if it has not finished."""
     folder = Path(settings.out) / f"search_{'second' if settings.second_order else 'first'}_order"
-    search = read_run(folder)
-    if search is None:
-        return
-    searched, epochs = search
-    if searched["checksum"] != checksum:
+    searched = read_record(folder).get("settings", {})
+    if searched.get("checksum", checksum) != checksum:
         raise InputError(
             f"{folder}: searched on another set ({searched['dataset']}, or another version of "
             f"{settings.dataset}): search on this one first, or name the cell with --genotype FILE"
         )
-    if epochs < searched["epochs"]:
+    if count_epochs(folder) < searched.get("epochs", 0):
         print(f"{folder}: the search has not finished; its best cell so far is trained")
 
 
@@ -104,16 +101,7 @@ def check(settings):
     else:
         check_numbers(settings, "cosine_lr cosine_weight_decay", low=0)
         check_numbers(settings, "cosine_momentum", low=0, below=1)
-    check_switches(settings, "second_order fresh start_at_prevalence deterministic")
-
-
-def make_schedule(settings, weights, steps):
-    """The optimizer of `weights`, and how its rate moves, by the recipe; steps: of one epoch."""
-    if settings.recipe == "one_cycle":
-        lr, weight_decay = settings.one_cycle_lr, settings.one_cycle_weight_decay
-        return utils.OneCycle(weights, lr, weight_decay, settings.epochs * steps)
-    lr, momentum, weight_decay = settings.cosine_lr, settings.cosine_momentum, settings.cosine_weight_decay
-    return utils.Cosine(weights, lr, momentum, weight_decay, settings.epochs)
+    check_choice(settings, "second_order fresh start_at_prevalence deterministic")
 
 
 def main(settings):
@@ -139,7 +127,7 @@ def main(settings):
     if settings.start_at_prevalence:
         utils.start_at_prevalence(network.classifier, trn_films.labels)
     weights = list(network.parameters())
-    schedule = make_schedule(settings, weights, len(sampler))
+    schedule = utils.make_schedule(settings, weights, len(sampler))
 
     run.restore(network=network, schedule=schedule, sampler=sampler, generator=generator)
     if run.new:

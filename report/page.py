@@ -5,7 +5,6 @@ Its layout is page.html, a Jinja template, which escapes every text.
 
 import base64
 import io
-import json
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,6 +13,7 @@ from PIL import Image
 from report.tables import NOTHING, Cell, Table
 from scores import BASELINE
 from support.files import write
+from support.records import read_record
 
 LAYOUT = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
 SHOWN = 20  # of one's own films, on the page; more would make it too large to open
@@ -95,14 +95,6 @@ def find_search(out, name, saved):
     at = folder / "genotype.txt"
     same = at.is_file() and at.read_text(encoding="utf-8", errors="replace").strip() == saved["settings"]["genotype"]
     return folder if same else None
-
-
-def read_record(folder):
-    """What the settings.json of a run holds; an empty dict where it is lost or damaged."""
-    try:
-        return json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def describe_runs(out, networks):

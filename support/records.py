@@ -20,17 +20,12 @@ def make_record(settings, device, also):
     return {"settings": values | {"device": device.type} | also, "environment": environment(device)}
 
 
-def read_run(folder):
-    """A run's settings and how many epochs it has done: (dict, int), or None where there is no run."""
-    at = Path(folder) / "settings.json"
-    if not at.exists():
-        return None
+def read_record(folder):
+    """What settings.json says of a run, see `make_record`; an empty dict where it is lost or damaged."""
     try:
-        settings = json.loads(at.read_text(encoding="utf-8"))["settings"]
-        settings["checksum"], settings["dataset"], settings["epochs"] + 1
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{at} is damaged: repeat the command of that run, which writes it again") from None
-    return settings, count_epochs(folder)
+        return dict(json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
 
 
 def count_epochs(folder):

@@ -29,7 +29,7 @@ def start(main, script, find_preset=None, recipes=(), argv=None):
 
 @contextmanager
 def guarded():
-    """What people may meet in a command, in one line on stderr.
+    """Turns the errors that a user can cause into one line on stderr.
 
     Status 2 where the input is at fault: an InputError, or a place that cannot be read or written. Status 1 where a
     disk or a GPU is full. A terminal without the letters α, ε or − shows a question mark instead.
@@ -57,7 +57,7 @@ def guarded():
 
 
 def fail_at_place(error):
-    """End the process with one line on an OSError that a place on disk is the reason of; raise any other."""
+    """End the process with one line if a path on disk caused this OSError; raise any other again."""
     where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if error.errno in FULL:
         fail(f"{where}; make room and repeat the command: it goes on where it was saved", status=1)
@@ -176,17 +176,10 @@ def check_numbers(settings, names, low=None, above=None, below=math.inf, whole=F
             raise InputError(f"{name.upper()} ({option(name)}) is {value!r} and must be {rule}")
 
 
-def check_switches(settings, names):
-    """Raise InputError unless each of the settings `names`, in one string, is True or False."""
+def check_choice(settings, names, choices=(True, False)):
+    """Raise InputError unless each of the settings `names`, in one string, is one of the `choices`."""
     for name in names.split():
-        if getattr(settings, name) not in (True, False):
-            raise InputError(
-                f"{name.upper()} ({option(name)}) is {getattr(settings, name)!r} and must be True or False"
-            )
-
-
-def check_choice(settings, name, choices):
-    """Raise InputError unless the setting `name` is one of the `choices`."""
-    value = getattr(settings, name)
-    if value not in choices:
-        raise InputError(f"{name.upper()} ({option(name)}) is {value!r} and must be {' or '.join(choices)}")
+        value = getattr(settings, name)
+        if value not in choices:
+            allowed = " or ".join(map(str, choices))
+            raise InputError(f"{name.upper()} ({option(name)}) is {value!r} and must be {allowed}")

@@ -125,7 +125,7 @@ def test_tables_that_do_not_fit_are_refused_with_the_row(spoil, problem, written
         ("patients", "yes"),
     ],
 )
-def test_a_source_of_no_meaning_is_refused(name, value, written):
+def test_an_invalid_source_is_refused(name, value, written):
     with pytest.raises(InputError, match=f"^{name} must be "):
         write_set(written.parent / "t", images(small_table()), small_table(), {name: value})
     change_source(written, **{name: value})
@@ -188,6 +188,12 @@ def test_no_set_but_the_phantom_is_called_like_a_preset(name, written):
         open_set(written.parent, name)
 
 
+def test_films_that_are_not_square_bytes_are_refused(tmp_path):
+    for wrong in (images(small_table())[:, :, :-1], images(small_table()) / 255):
+        with pytest.raises(InputError, match=r"images.npy must be uint8 \(N, H, W\) with H = W, not "):
+            write_set(tmp_path / "t", wrong, small_table(), {})
+
+
 # --- Batches on the device
 
 
@@ -243,12 +249,6 @@ def test_a_crop_far_below_the_films_size_is_refused(tmp_path):
     write_set(tmp_path / "s", images(table, size=96), table, {})
     with pytest.raises(ValueError, match="crop 32 is less than half of the films' 96 pixels"):
         Films(load_set(tmp_path / "s"), "train", 32, CPU)
-
-
-def test_films_that_are_not_square_are_refused(data):
-    data.images = data.images[:, :, :-1]
-    with pytest.raises(ValueError, match="films of 64 × 63 pixels must be square"):
-        Films(data, "train", 32, CPU)
 
 
 def test_a_crop_is_a_multiple_of_32_and_at_most_the_film(data):

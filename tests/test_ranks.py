@@ -138,11 +138,6 @@ def launch(script, data, out, *options):
     )
 
 
-def leave_unfinished(run, draw):
-    """In the place of Run.finish: the last checkpoint keeps all states."""
-    run._lock.release(force=True)
-
-
 def train_on_two_ranks(name, data, out, *options):
     """A training under torchrun; its checkpoint."""
     script, more, folder = SCRIPTS[name]
@@ -152,16 +147,6 @@ def train_on_two_ranks(name, data, out, *options):
     rows = metrics(out / folder)
     assert printed.count("\n      1  ") == 1 and [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     return torch.load(out / folder / "checkpoint.pt")
-
-
-@pytest.mark.long
-def test_two_ranks_train_with_the_draws_of_one(small_set, tmp_path, monkeypatch):
-    monkeypatch.setitem(ENVIRONMENT, "UNFINISHED", "1")
-    saved = train_on_two_ranks("val", small_set, tmp_path / "two", "--epochs", "2")["states"]
-    monkeypatch.setattr(runs.Run, "finish", leave_unfinished)
-    start("val", small_set, tmp_path / "one")
-    alone = torch.load(tmp_path / "one" / SCRIPTS["val"][2] / "checkpoint.pt")["states"]
-    equal([saved["generator"], saved["sampler"]], [alone["generator"], alone["sampler"]])
 
 
 def test_weights_that_no_output_depends_on_are_left_alone_on_several_ranks(monkeypatch):
@@ -267,8 +252,6 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(monkeypatch):
 if __name__ == "__main__":
     if sys.argv[1].endswith(".py"):
         runs.CHECKPOINT_MINUTES, runs.LOG_EVERY = 0, 1
-        if os.environ.get("UNFINISHED"):
-            runs.Run.finish = lambda run, draw: None
         sys.argv = sys.argv[1:]
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:

@@ -359,16 +359,6 @@ def test_what_a_finished_run_has_made_comes_back_from_its_checkpoint(name, small
     compare(name, undisturbed(name), tmp_path)
 
 
-def test_the_best_network_is_in_the_checkpoint_and_no_live_tensor(stopped_training, small_set, tmp_path, monkeypatch):
-    """The second epoch trains on, but only the first one is the best."""
-    best = torch.load(tmp_path / "weights" / "DARTS_V2" / "checkpoint.pt")["progress"]["best"]
-    monkeypatch.setattr(val_train, "evaluate", lambda *_: (-0.5, 1.0))
-    start("val", small_set, tmp_path)
-    saved = torch.load(stopped_training)
-    assert saved["epoch"] == best["epoch"] == 1
-    equal(saved["weights"], best["kept"])
-
-
 @pytest.mark.parametrize("name", ["search", "val"])
 def test_the_best_of_an_epoch_that_is_done_again_is_forgotten(name, small_set, tmp_path, monkeypatch, one_line):
     """Epoch 2 is the best, then the disk is full; done again it comes out otherwise, as on a GPU, and is not."""

@@ -45,7 +45,7 @@ def rates(schedule, epochs, steps, aucs):
 
 
 def test_one_cycle_is_adamw_whose_rate_rises_and_falls_by_the_step():
-    schedule = utils.OneCycle([torch.nn.Parameter(torch.zeros(1))], 0.003, 0.05, steps=12)
+    schedule = utils.OneCycle([torch.nn.Parameter(torch.zeros(1))], 4, 3, 0.003, 0.05)
     seen = rates(schedule, 12, 1, [0.5] * 12)
     assert max(seen) == seen[2] and 0.0025 < seen[2] < 0.003 and seen[2:] == sorted(seen[2:], reverse=True)
     assert seen[-1] == pytest.approx(0.003 / 25 / 1e4)  # a 10,000th of where it began, a 25th of the highest
@@ -54,17 +54,17 @@ def test_one_cycle_is_adamw_whose_rate_rises_and_falls_by_the_step():
 
 
 def test_cosine_is_sgd_whose_rate_falls_by_the_epoch():
-    schedule = utils.Cosine([torch.nn.Parameter(torch.zeros(1))], 0.1, 0.9, 3e-4, epochs=4)
+    schedule = utils.Cosine([torch.nn.Parameter(torch.zeros(1))], 4, 3, 0.1, 0.9, 3e-4)
     assert rates(schedule, 4, 3, [0.5] * 4) == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
     (group,) = schedule.optimizer.param_groups
     assert group["momentum"] == 0.9 and group["weight_decay"] == 3e-4
 
 
 def test_plateau_is_adam_whose_rate_falls_without_a_better_auc_until_it_is_done():
-    schedule = utils.Plateau([torch.nn.Parameter(torch.zeros(1))], 1e-6, patience=1, lr_stop=1e-7)
+    schedule = utils.Plateau([torch.nn.Parameter(torch.zeros(1))], 50, 3, 1e-6, patience=1, lr_stop=1e-7)
     # The first epoch is the best, the next changes nothing, the third divides; then every second epoch does.
     assert rates(schedule, 50, 3, [0.5] * 50) == pytest.approx([1e-6] * 3 + [1e-7] * 2)
-    better = utils.Plateau([torch.nn.Parameter(torch.zeros(1))], 1e-6, patience=1, lr_stop=1e-7)
+    better = utils.Plateau([torch.nn.Parameter(torch.zeros(1))], 50, 3, 1e-6, patience=1, lr_stop=1e-7)
     assert rates(better, 9, 3, [0.1 * k for k in range(9)]) == [1e-6] * 9
 
 
