@@ -126,8 +126,8 @@ def make_schedule(settings, weights, steps):
 
 
 def is_fused(weights):
-    """Whether an optimizer of these weights has one kernel for all of them."""
-    return weights[0].is_cuda
+    """Whether torch has one kernel for an optimizer's whole step: it does, but for tensors without values."""
+    return not weights[0].is_meta
 
 
 # --- Evaluation
