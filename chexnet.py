@@ -43,7 +43,7 @@ RECIPE = {"phantom": "one_cycle", "small": "one_cycle", "reference": "plateau"} 
 ONE_CYCLE_LR = 2e-3  # AdamW's highest rate: reached after 0.3 of all steps, then falling to almost 0
 ONE_CYCLE_WEIGHT_DECAY = 0.05  # of AdamW
 PLATEAU_LR = {"phantom": 1e-3, "small": 1e-3, "reference": 1e-4}  # Adam's rate at the start
-PLATEAU_PATIENCE = 1  # epochs in a row without a better val AUC that change nothing; one more divides the rate by 10
+PLATEAU_PATIENCE = 1  # epochs without a better val AUC that are tolerated; the next one divides the rate by 10
 PLATEAU_LR_STOP = 1e-7  # training ends when the rate falls below
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 

@@ -58,7 +58,7 @@ class PreparedSet:
 
     @property
     def notice(self):
-        """What a table of results on this set must say."""
+        """The notice that every table of results on this set shows."""
         return f"{'synthetic, ' * self.synthetic}not for clinical use"
 
     def identity(self):
@@ -225,7 +225,7 @@ def open_set(data, name):
 
 
 def crop_of(size, crop):
-    """The height and width of what networks get of films of `size`, px; crop: as for `Films`. Raises InputError."""
+    """The size, px, of a network's input for films of `size` px; crop: as for `Films`. Raises InputError."""
     if size < 32:
         raise InputError(f"films of {size} pixels must have at least 32: prepare the set again")
     if crop % 32:

@@ -48,11 +48,15 @@ W_CLIP = 5.0  # largest norm of ∇w
 ALPHA_LR = {"phantom": 0.02, "small": 0.02, "reference": 3e-4}  # Adam's learning rate
 ALPHA_BETA1 = 0.5  # Adam's first β; the second is 0.999
 ALPHA_WEIGHT_DECAY = {"phantom": 0.0, "small": 0.0, "reference": 1e-3}  # of α; on small sets it would outweigh ∇α
-# Not in the paper: w learns before α chooses, the mix on an edge comes close to the one operation it ends as, cheap
+# Not in the paper: w learns before α chooses, each edge's mix approaches the single operation that it becomes, cheap
 # operations are preferred, and the classifier's bias need not be learned.
-WARM_UP = {"phantom": 0.25, "small": 0.25, "reference": 0.0}  # share of the epochs, at the start, when w alone learns
+WARM_UP = {"phantom": 0.25, "small": 0.25, "reference": 0.0}  # share of the epochs, at the start, when only w learns
 LOWEST_TEMPERATURE = {"phantom": 0.05, "small": 0.05, "reference": 1.0}  # τ of softmax(α / τ) in the last two epochs
-PRICE = {"phantom": 0.002, "small": 0.002, "reference": 0.0}  # of a sep_conv_5x5, in α's loss; of others in proportion
+PRICE = {
+    "phantom": 0.002,
+    "small": 0.002,
+    "reference": 0.0,
+}  # added to α's loss for a sep_conv_5x5; others by multiply-adds
 START_AT_PREVALENCE = {"phantom": True, "small": True, "reference": False}  # classifier's bias: logits of frequencies
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
@@ -133,7 +137,7 @@ def main(settings):
         stored = {"genotype": text, "alphas": {"normal": normal.tolist(), "reduce": reduce.tolist()}}
         w_schedule.after_epoch(auc)
         run.write("genotype_last.txt", text)
-        keep = {"genotype.txt": text} if epoch > warm_up else None  # before, it is the cell of α's random start
+        keep = {"genotype.txt": text} if epoch > warm_up else None  # during the warm-up α has its random start
         run.end_epoch(auc, shown, keep, temperature=network.temperature, **stored)
     run.finish(draw_run)
 

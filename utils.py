@@ -38,7 +38,7 @@ def descend(loss, weights, optimizer, clip=math.inf):
         w.grad = gradient
     norm = torch.nn.utils.clip_grad_norm_(weights, clip)
     optimizer.step()
-    return torch.where(norm.isfinite(), loss, math.nan)  # one value to read, rarely, tells of loss and gradient
+    return torch.where(norm.isfinite(), loss, math.nan)  # one value, read rarely, tells of both
 
 
 # --- Recipes

@@ -117,7 +117,7 @@ def script(name, out, *arguments):
     print(f"{shlex.join(['python', name, *options])}\n", end="", flush=True)  # in one piece: parts share the screen
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "output.txt", "a", encoding="utf-8") as said:
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # of two parts with two threads each, both would wait
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # with two threads each, two parts would wait for each other
         command = [sys.executable, ROOT / name, *options]
         with subprocess.Popen(command, stdout=said, stderr=said, env=one_thread) as process:
             RUNNING.add(process)

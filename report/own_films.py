@@ -1,4 +1,4 @@
-"""One's own films: read as the films of a set are, scored by each of its networks, shown with what these look at.
+"""Reads a user's own films like those of a set, scores them with each network, and draws activation maps.
 
 They have no labels, so there is no AUC. Nothing here is a diagnosis.
 """

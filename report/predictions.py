@@ -1,4 +1,4 @@
-"""A model's predictions as a CSV file: as this project writes them, and as people have them from other models."""
+"""Reads and writes a model's predictions as CSV, in this project's form and in those of other programs."""
 
 import difflib
 import math

@@ -84,7 +84,10 @@ def format_row(numbers):
 
 
 def open_curves(folder, epochs):
-    """TensorBoard's writer, or None without that package. It hides points after `epochs`: their work is done again."""
+    """TensorBoard's writer, or None without that package. It hides the points of epochs that the run computes again.
+
+    epochs: how many are done.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter  # not at the top: few have it, and it takes a second
     except ImportError:

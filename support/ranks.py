@@ -57,7 +57,7 @@ def average(tensors):
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
     means = (flat / count()).split([tensor.numel() for tensor in tensors])
-    # In the memory format of each, so that what follows is computed as by one process.
+    # Each keeps its memory format, so that later operations run as in a single process.
     return [torch.empty_like(t).copy_(mean.view(t.shape)) for t, mean in zip(tensors, means, strict=True)]
 
 
@@ -91,7 +91,7 @@ def wait():
 
 @contextmanager
 def first_rank_first():
-    """Rank 0 passes through the block before the others do: what it makes there on disk, they find."""
+    """Rank 0 runs the block first; the other ranks then find the files that it made."""
     if rank() > 0:
         wait()
     yield

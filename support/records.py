@@ -1,4 +1,4 @@
-"""What a folder says of its run: settings and where it ran (settings.json), and its epochs (metrics.jsonl)."""
+"""Reads and compares what a run's folder records: settings and environment (settings.json), epochs (metrics.jsonl)."""
 
 import json
 from pathlib import Path

@@ -77,7 +77,7 @@ class Run:
         saved = self._load()
         made = self._product is not None and self._product.exists()
         if saved is None:
-            # Up to the first epoch nothing is lost: a run that was killed before may be there.
+            # A run killed before its first checkpoint may have left these files; starting again loses one epoch.
             whole = {name for name in os.listdir(self.folder) if name != "lock" and not name.endswith(".part")}
             if made or (whole and "settings.json" not in whole) or count_epochs(self.folder) > 1:
                 there = self._product if made else self.folder
@@ -125,7 +125,7 @@ class Run:
                 continue
             if saved.get("format") != FORMAT:
                 raise InputError(f"{path} is of another version of this project: finish it there, or pass --fresh")
-            if path == self._before:  # a damaged one must not come into its place when the next one is written
+            if path == self._before:  # else the next save would move the damaged checkpoint over this good one
                 self._checkpoint.unlink(missing_ok=True)
             return saved
         if there:
@@ -169,7 +169,7 @@ class Run:
             yield self._progress["epoch"] + 1
 
     def steps(self, total):
-        """The steps that are left of the epoch; after each, the run may leave if asked to, or write a checkpoint."""
+        """Yields the steps that are left of the epoch; after each, the run may stop or write a checkpoint."""
         first = self._progress["step"]
         bar = progress(range(first, total), f"epoch {self._progress['epoch'] + 1}", total, first)
         for step in bar:
@@ -200,7 +200,8 @@ class Run:
     def stop_or_save_if_due(self, together=False):
         """Leave, after a checkpoint, if a signal asked for it; else write a checkpoint every CHECKPOINT_MINUTES.
 
-        together: all ranks are here at the same step, and stop if one was asked to. One rank may stop anywhere.
+        together: all ranks call this at the same step, so that all stop when one received a signal. A run of one rank
+        may stop at any call.
         """
         number = ranks.largest(self._signal, self._device) if together or ranks.count() == 1 else 0
         if number:

@@ -1,4 +1,4 @@
-"""Whole files, locks, and text as people have it."""
+"""Files are written whole, locks, and texts in all encodings."""
 
 import errno
 import fcntl

@@ -361,7 +361,7 @@ def test_what_a_finished_run_has_made_comes_back_from_its_checkpoint(name, small
 
 @pytest.mark.parametrize("name", ["search", "val"])
 def test_the_best_of_an_epoch_that_is_done_again_is_forgotten(name, small_set, tmp_path, monkeypatch, one_line):
-    """Epoch 2 is the best, then the disk is full; done again it comes out otherwise, as on a GPU, and is not."""
+    """Epoch 2 is the best, but its checkpoint fails; repeated, it has another AUC and is no longer the best."""
     script, _, folder = SCRIPTS[name]
     aucs, cells = iter([0.6, 0.8, 0.55]), map(random_genotype, range(3))
     monkeypatch.setattr(script, "evaluate", lambda *_: (next(aucs), 1.0))

@@ -219,7 +219,7 @@ RUNS += [(chexnet, "one_cycle"), (chexnet, "plateau")]
 
 @pytest.mark.parametrize(("script", "recipe"), RUNS)
 def test_each_constant_is_read_or_its_option_is_refused(script, recipe, copy, small_set, monkeypatch):
-    """But for the check of its range: after that it is forgotten what was read."""
+    """What `check` reads does not count: it is replaced here."""
     given = ["--data", small_set, "--out", copy, *SMALL, *([] if script is chexnet else NETWORK), "--fresh"]
     given += ["--recipe", recipe] if recipe else []
     parse = partial(settings.parse_settings, script.__file__, find_preset=find_preset, recipes=utils.SCHEDULES)
