@@ -96,10 +96,7 @@ def count_findings(table, findings):
 def check_set(folder, images, table, findings):
     """The labels of a set, (N, findings). Raises InputError, naming the file and the row, for what is no set."""
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
-        what = "uint8 (N, H, W) with H = W"
-        raise InputError(
-            f"{folder}/images.npy must be {what}, not {images.dtype} {images.shape}: prepare the set again"
-        )
+        raise InputError(f"{folder}/images.npy must be uint8 (N, H, W) with H = W, not {images.dtype} {images.shape}")
     at = f"{folder}/labels.csv"
     if missing := [column for column in COLUMNS if column not in table.columns]:
         raise InputError(f"{at} has no column {missing[0]!r} among {', '.join(map(repr, table.columns))}")
@@ -241,17 +238,15 @@ class Films:
 
     Training batches are random crops with horizontal flips. Where the crop is as large as the film, the film is shifted
     by up to `crop` // 16 pixels over a black border instead. Evaluation takes the whole film, reduced to the crop size.
+    crop: a multiple of 32; 0, or one larger than the films, is all of the film. Raises InputError.
     """
 
     def __init__(self, prepared, split, crop, device):
-        """crop: a multiple of 32; 0, or one larger than the films, is all of the film. Raises InputError."""
         rows = prepared.rows(split)
         pixels = torch.from_numpy(prepared.images[rows])
-        size = pixels.shape[1]
-        crop = crop_of(size, crop)
-        border = crop // 16 if crop == size else 0
-        self.split, self.crop, self.border = split, crop, border
-        self.pixels = F.pad(pixels, (border,) * 4).to(device)  # uint8 (N, H, W), with the border
+        self.split, self.crop = split, crop_of(pixels.shape[1], crop)
+        self.border = self.crop // 16 if self.crop == pixels.shape[1] else 0
+        self.pixels = F.pad(pixels, (self.border,) * 4).to(device)  # uint8 (N, H, W), with the border
         self.labels = torch.from_numpy(prepared.labels[rows]).to(device)
         self.names = prepared.table["Image Index"].to_numpy()[rows]
         self.mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
