@@ -52,11 +52,7 @@ ALPHA_WEIGHT_DECAY = {"phantom": 0.0, "small": 0.0, "reference": 1e-3}  # of α;
 # operations are preferred, and the classifier's bias need not be learned.
 WARM_UP = {"phantom": 0.25, "small": 0.25, "reference": 0.0}  # share of the epochs, at the start, when only w learns
 LOWEST_TEMPERATURE = {"phantom": 0.05, "small": 0.05, "reference": 1.0}  # τ of softmax(α / τ) in the last two epochs
-PRICE = {
-    "phantom": 0.002,
-    "small": 0.002,
-    "reference": 0.0,
-}  # added to α's loss for a sep_conv_5x5; others by multiply-adds
+PRICE = {"phantom": 0.002, "small": 0.002, "reference": 0.0}  # of a sep_conv_5x5 in α's loss; of others by cost
 START_AT_PREVALENCE = {"phantom": True, "small": True, "reference": False}  # classifier's bias: logits of frequencies
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
