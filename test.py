@@ -21,6 +21,7 @@ from report.page import write_page
 from report.predictions import read_others, write_predictions
 from report.tables import as_markdown, describe, remarks
 from scores import AVERAGE, COSTS, auc_table, write_scores
+from support import ranks
 from support.devices import select_device
 from support.files import lock, write
 from support.settings import check_choice, check_numbers, start
@@ -62,7 +63,7 @@ def main(settings):
 
     folder = Path(settings.out) / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    held = lock(folder / "lock")
+    held = lock(folder / "lock") if ranks.rank() == 0 else None
 
     # Probabilities
     cost, probabilities = {}, {}
@@ -70,6 +71,8 @@ def main(settings):
         cost[name] = costs(network, films.crop)
         probabilities[name], _ = utils.predict(network.to(device), films, settings.batch_size)
     probabilities |= others
+    if ranks.rank() > 0:  # under torchrun the ranks share the predictions, and the first one makes the table
+        return
 
     # Scores
     labels = films.labels.cpu().numpy()

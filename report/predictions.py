@@ -24,7 +24,7 @@ def write_predictions(path, films, findings, probabilities):
 def read_others(items, taken, films, findings):
     """{name: what `read_predictions` returns} of the items NAME=FILE; taken: names in use. Raises InputError."""
     others = {}
-    for item in items:
+    for item in [items] if isinstance(items, str) else items:  # PREDICTIONS may be edited to a single text
         name, _, path = (part.strip() for part in item.partition("="))
         if not path or name in taken or name in others:
             raise InputError(f"--predictions {item!r}: must be NAME=FILE.csv, with a name that is not yet in use")

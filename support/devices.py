@@ -64,8 +64,10 @@ def autocast(device):
 
 def environment(device):
     """Where this runs: {"commit", "python", "torch", "machine", "device", "type", "threads", "ranks", "date"}."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    root = Path(__file__).parent.parent
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
+        (root / ".git").stat()  # git would go on to a repository that holds this folder
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"

@@ -8,7 +8,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -35,7 +35,8 @@ def replacing(path, before=None):
         with open(partial, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with suppress(OSError):  # some network drives have no fsync
+                os.fsync(file.fileno())
     except OSError as error:
         if error.filename is not None:
             raise

@@ -84,12 +84,14 @@ def format_row(numbers):
 
 
 def open_curves(folder, epochs):
-    """TensorBoard's writer, or None without that package. It hides the points of epochs that the run computes again.
+    """TensorBoard's writer, or None where that package is missing or broken.
 
-    epochs: how many are done.
+    epochs: how many are done. It hides the points of later ones, which the run computes again.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter  # not at the top: few have it, and it takes a second
-    except ImportError:
+    except Exception as error:  # its own dependencies may raise anything
+        if not isinstance(error, ModuleNotFoundError):
+            print(f"warning: TensorBoard cannot be used ({type(error).__name__}: {error}): no curves are written")
         return None
     return SummaryWriter(folder, purge_step=epochs + 1)

@@ -21,7 +21,10 @@ def join(device):
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise InputError(f"torchrun started more processes than there are GPUs, {gpus}: --nproc-per-node {gpus}")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")  # gloo does not support MPS

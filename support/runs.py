@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from support.records import WITH_EFFECT, count_epochs, make_record, refuse_chang
 LOG_EVERY = 10  # steps between readings of the loss, and between the ranks' asking each other whether to stop
 CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch
 FORMAT = 2  # of checkpoints
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # a closed terminal sends HUP; Slurm can warn by USR1
 
 LOGS = ("log.txt", "metrics.jsonl")
 
@@ -148,8 +151,8 @@ class Run:
         self._curves = None
         if ranks.rank() == 0:
             for path in [self.folder / name for name in LOGS]:  # lines after the checkpoint will be written again
-                if path.exists():  # after a power cut it may be shorter than it was
-                    os.truncate(path, min(path.stat().st_size, lengths.get(path.name, 0)))
+                if path.exists() and len(content := path.read_bytes()) > lengths.get(path.name, 0):
+                    write(path, content[: lengths.get(path.name, 0)])
             self._curves = open_curves(self.folder, self._progress["epoch"])
         if self.new:
             self.log("on {device}, {type}, threads: {threads}, ranks: {ranks}".format_map(self._environment))
@@ -159,7 +162,9 @@ class Run:
             for name in [name for name in WITH_EFFECT if there[name] != self._environment[name]]:
                 self.log(f"warning: {name} was {there[name]!r}, is {self._environment[name]!r}: the result may differ")
         self._saved = None  # frees its memory
-        self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        there = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        heard = [number for number in there if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+        self._handlers = {number: signal.signal(number, self._ask) for number in heard}
 
     # --- Under way
 
@@ -195,7 +200,8 @@ class Run:
         self._signal = number
         if ranks.count() == 1:  # torchrun passes on what the terminal has sent to all already
             signal.signal(number, self._handlers[number])
-        os.write(2, b"\nstopping after this step, with a checkpoint ...\n")  # print() is not safe here
+        with suppress(OSError):  # there may be no screen any more; print() is not safe here
+            os.write(2, b"\nstopping after this step, with a checkpoint ...\n")
 
     def stop_or_save_if_due(self, together=False):
         """Leave, after a checkpoint, if a signal asked for it; else write a checkpoint every CHECKPOINT_MINUTES.

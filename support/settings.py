@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import tokenize
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,42 +18,73 @@ from support.files import InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT}
-NO_PLACE |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY}
+NO_PLACE |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY, errno.EXDEV, errno.EBUSY}
+NO_PLACE |= {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENOSYS, errno.EOPNOTSUPP, errno.ETIMEDOUT}  # of drives
 
 
 def start(main, script, find_preset=None, recipes=(), argv=None):
     """Run a script `guarded`: main(settings), with the settings of `parse_settings`."""
-    with guarded():
+    sizes = [option(name) for name in read_constants(script) if name in ("BATCH_SIZE", "C", "LAYERS", "CROP")]
+    with guarded(f": lower {', '.join(sizes)}"):
         main(parse_settings(script, argv, find_preset, recipes))
 
 
+class Screen:
+    """Standard output or error: what cannot be shown is left out, so that no command depends on who reads it.
+
+    A terminal without the letters α, ε or − shows a question mark instead.
+    """
+
+    def __init__(self, stream):
+        if stream is None:  # closed before the start, as by `2>&-`
+            stream = open(os.devnull, "w")  # noqa: SIM115
+        if hasattr(stream, "reconfigure"):  # which a test's or a notebook's stream may lack
+            stream.reconfigure(errors="replace")
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        self._attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self):
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, action):
+        try:
+            action()
+        except OSError:  # the reader of a pipe, such as `less`, or the terminal has gone
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
 @contextmanager
-def guarded():
+def guarded(memory=""):
     """Turns the errors that a user can cause into one line on stderr.
 
     Status 2 where the input is at fault: an InputError, or a place that cannot be read or written. Status 1 where a
-    disk or a GPU is full. A terminal without the letters α, ε or − shows a question mark instead.
+    disk or a GPU is full. memory: what helps where the memory is full, to stand behind these words.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # which a test's or a notebook's stream may lack
-            stream.reconfigure(errors="replace")
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(Screen, streams)
     try:
         yield
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail("stopped by Ctrl-C; the same command goes on", status=130)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
     except (MemoryError, RuntimeError) as error:
         gpu = isinstance(error, torch.OutOfMemoryError)
         if not (gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
             raise
-        memory = "the GPU's memory" if gpu else "the memory"
-        fail(f"{memory} is full: lower --batch-size, --c, --layers or --crop", status=1)
+        fail(f"the {'GPU' if gpu else 'computer'}'s memory is full{memory}", status=1)
     except OSError as error:
         fail_at_place(error)
+    finally:
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = streams
 
 
 def fail_at_place(error):
@@ -73,23 +104,39 @@ def fail(message, status=2):
 
 
 def read_constants(script):
-    """The UPPER_CASE constants of a script with the comment behind each: {name: (value, comment)}.
+    """The UPPER_CASE constants of a script: {name: (value, the comment behind it, its line's number)}.
 
     Read from the source as data, since the comments are the options' help. Raises InputError.
     """
-    source = Path(script).read_text(encoding="utf-8")
+    source = Path(script).read_text(encoding="utf-8-sig")
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     constants = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
-            name = node.targets[0].id
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]  # also `C: int = 8`
+        if isinstance(targets[0], ast.Name) and targets[0].id.isupper():
+            name = targets[0].id
             try:
                 value = ast.literal_eval(node.value)
             except ValueError:
                 raise InputError(f"{script}, line {node.lineno}: {name} must be a plain value") from None
-            constants[name] = value, comments.get(node.lineno, "")
+            constants[name] = value, comments.get(node.lineno, ""), node.lineno
     return constants
+
+
+class Settings(SimpleNamespace):
+    """A script's settings as attributes. script: its path; said: {name: what messages call the setting}."""
+
+    __slots__ = ("said", "script")
+
+    def __getattr__(self, name):  # called for what is not there
+        if name.startswith("_") or name in Settings.__slots__:
+            raise AttributeError(name)
+        raise InputError(f"{self.script}: the constant {name.upper()} is missing: write it again")
+
+    def refuse(self, name, rule):
+        """Raise InputError: the setting `name` must be what the `rule` says."""
+        raise InputError(f"{self.said[name]} is {getattr(self, name)!r} and must be {rule}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -111,9 +158,9 @@ def option(name):
 
 def make_parser(script, constants):
     """The options of a script: one per constant, of which only those that are given have a value."""
-    title = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8"))).split("\n")[0]
+    title = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8-sig"))).split("\n")[0]
     parser = _Parser(Path(script).name, description=title, allow_abbrev=False)
-    for name, (value, comment) in constants.items():
+    for name, (value, comment, _) in constants.items():
         example = next(iter(value.values())) if isinstance(value, dict) else value
         look = {"help": f"{comment} [{value}]".replace("%", "%%"), "default": argparse.SUPPRESS}
         if isinstance(example, bool):
@@ -132,54 +179,65 @@ def parse_settings(script, argv=None, find_preset=None, recipes=()):
 
     find_preset: (data, dataset) -> the preset that the set names, for an empty PRESET; a constant that is a dict holds
     a value for each preset. recipes: names of recipes; constants that begin with one of them, such as COSINE_LR, belong
-    to this recipe, and are no settings under another RECIPE. Raises InputError.
+    to this recipe, and are no settings under another RECIPE. Texts that begin with ~/ are paths. Raises InputError.
     """
     constants = read_constants(script)
     given = vars(make_parser(script, constants).parse_args(argv))
-    settings = {name.lower(): value for name, (value, _) in constants.items()} | given
-    for name in ("out", "data"):
-        settings[name] = os.path.expanduser(settings[name])
+    settings = Settings(**{name.lower(): value for name, (value, *_) in constants.items()} | given)
+    settings.script = Path(script).name
+    settings.said = {n.lower(): f"{settings.script}, line {line}: {n}" for n, (*_, line) in constants.items()}
+    settings.said |= {name: option(name) for name in given}
+
+    values = vars(settings)
+    check_texts(settings, "out data dataset")
+    values |= {name: os.path.expanduser(v) for name, v in values.items() if isinstance(v, str) and v.startswith("~")}
     if "data" not in given:  # the project's own, wherever the command is run
-        settings["data"] = os.path.join(os.path.dirname(os.path.abspath(script)), settings["data"])
-    if "preset" in settings:
-        settings["preset"] = settings["preset"] or find_preset(settings["data"], settings["dataset"])
-    for name, value in settings.items():
+        settings.data = os.path.join(os.path.dirname(os.path.abspath(script)), settings.data)
+    if "preset" in values:
+        settings.preset = settings.preset or find_preset(settings.data, settings.dataset)
+    for name, value in values.items():
         if isinstance(value, dict):
-            if settings["preset"] not in value:
-                where, there = f"{name.upper()} ({option(name)})", ", ".join(value)
-                raise InputError(f"{where} has values for {there}, none for the preset {settings['preset']!r}")
-            settings[name] = value[settings["preset"]]
-    others = [recipe for recipe in recipes if "recipe" in settings and recipe != settings["recipe"]]
-    for name in [name for name in settings for recipe in others if name.startswith(f"{recipe}_")]:
+            if settings.preset not in value:
+                names = ", ".join(value)
+                raise InputError(
+                    f"{settings.said[name]} has values for {names}, none for the preset {settings.preset!r}"
+                )
+            values[name] = value[settings.preset]
+    others = [recipe for recipe in recipes if "recipe" in values and recipe != settings.recipe]
+    for name in [name for name in values for recipe in others if name.startswith(f"{recipe}_")]:
         if name in given:
-            mine = [option(other) for other in settings if other.startswith(f"{settings['recipe']}_")]
+            mine = [option(other) for other in values if other.startswith(f"{settings.recipe}_")]
             raise InputError(
-                f"{option(name)} is not read by the recipe {settings['recipe']}, which has {', '.join(mine)}; "
+                f"{option(name)} is not read by the recipe {settings.recipe}, which has {', '.join(mine)}; "
                 "--recipe chooses another"
             )
-        del settings[name]
-    return SimpleNamespace(**settings)
+        del values[name]
+    return settings
 
 
-# --- Checks, for the ranges that a script names
+# --- Checks, for the ranges that a script names. `names` are settings in one string; each raises InputError.
 
 
 def check_numbers(settings, names, low=None, above=None, below=math.inf, whole=False):
-    """Raise InputError unless each of the settings `names`, in one string, is a number: at least `low`, and so on."""
+    """Each is a number: at least `low`, or above `above`, and below `below`."""
     limits = {"at least": low, "above": above, "below": below if below < math.inf else None}
     limits = " and ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
-    rule = f"{'a whole number' if whole else 'a number'}, {limits}"
     for name in names.split():
         value = getattr(settings, name)
         known = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not (known and (low is None or value >= low) and (above is None or value > above) and value < below):
-            raise InputError(f"{name.upper()} ({option(name)}) is {value!r} and must be {rule}")
+            settings.refuse(name, f"{'a whole number' if whole else 'a number'}, {limits}")
 
 
 def check_choice(settings, names, choices=(True, False)):
-    """Raise InputError unless each of the settings `names`, in one string, is one of the `choices`."""
+    """Each is one of the `choices`."""
     for name in names.split():
-        value = getattr(settings, name)
-        if value not in choices:
-            allowed = " or ".join(map(str, choices))
-            raise InputError(f"{name.upper()} ({option(name)}) is {value!r} and must be {allowed}")
+        if getattr(settings, name) not in choices:
+            settings.refuse(name, " or ".join(map(str, choices)))
+
+
+def check_texts(settings, names):
+    """Each is a text."""
+    for name in names.split():
+        if not isinstance(getattr(settings, name), str):
+            settings.refuse(name, "a text in quotes")

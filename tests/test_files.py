@@ -36,6 +36,15 @@ def test_without_locks_there_is_a_warning_of_one_line(number, tmp_path, monkeypa
     assert "no locks here" in out and "start no second process in this folder" in out
 
 
+def test_a_drive_without_fsync_is_written_all_the_same(tmp_path, monkeypatch):
+    def no_fsync(_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "fsync", no_fsync)
+    write(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
 LETTERS = st.characters(min_codepoint=32, max_codepoint=0xFF, exclude_characters="\x85\x7f")
 LATIN = st.text(LETTERS, min_size=2, max_size=40)
 WORD = st.text("abcXYZ 0123456789._-αß", min_size=1, max_size=8).filter(str.strip)

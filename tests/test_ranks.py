@@ -249,6 +249,15 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(monkeypatch):
         ranks.part(5)
 
 
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match="more processes than there are GPUs, 1: --nproc-per-node 1"):
+        ranks.join(torch.device("cuda"))
+
+
 if __name__ == "__main__":
     if sys.argv[1].endswith(".py"):
         runs.CHECKPOINT_MINUTES, runs.LOG_EVERY = 0, 1

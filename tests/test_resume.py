@@ -152,24 +152,28 @@ def drive(name, data, folder, kills, seed):
 
 
 def stop_after(calls, original):
-    """`original`, which sends this process a SIGTERM in its call of that number."""
+    return sending(signal.SIGTERM, calls, original)
+
+
+def sending(number, calls, original):
+    """`original`, which sends this process the signal in its call number `calls`."""
     made = []
 
     def interrupt(*arguments):
         made.append(1)
         if len(made) == calls:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(*arguments)
 
     return interrupt
 
 
-TERM, INT = (signal.SIGTERM, 143), (signal.SIGINT, 130)
+TERM, INT, HUP, USR1 = ((number, 128 + number) for number in map(signal.Signals, (15, 2, 1, 10)))
 
 
 @pytest.mark.parametrize(
     ("name", "number", "status"),
-    [("search", *TERM), ("search", *INT), ("val", *TERM), ("val", *INT)]
+    [("search", *TERM), ("search", *INT), ("val", *TERM), ("val", *INT), ("val", *HUP), ("val", *USR1)]
     + [pytest.param(name, *number, marks=pytest.mark.long) for name, number in (("second", TERM), ("chexnet", INT))],
 )
 def test_a_stopped_run_saves_its_step_and_goes_on(
@@ -179,17 +183,9 @@ def test_a_stopped_run_saves_its_step_and_goes_on(
     place, after = (Sampler, "next"), 5 if name == "val" else 10
     if number == signal.SIGINT:
         place, after = (Films, "eval_batch"), 3
-    original, calls = getattr(*place), []
-
-    def interrupt(*arguments):
-        calls.append(1)
-        if len(calls) == after:
-            os.kill(os.getpid(), number)
-        return original(*arguments)
-
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(*place, interrupt)
+        patch.setattr(*place, sending(number, after, getattr(*place)))
         with pytest.raises(SystemExit) as stop:
             start(name, small_set, tmp_path)
     assert stop.value.code == status
@@ -198,10 +194,39 @@ def test_a_stopped_run_saves_its_step_and_goes_on(
     log = tmp_path / SCRIPTS[name][2] / "log.txt"
     log.open("a").write("written after the checkpoint\n")
     start(name, small_set, tmp_path)
-    assert f"continued after epoch 1, step {2 if number == signal.SIGTERM else 3}" in capsys.readouterr().out
+    assert f"continued after epoch 1, step {3 if number == signal.SIGINT else 2}" in capsys.readouterr().out
     assert "written after the checkpoint" not in log.read_text()
     assert signal.getsignal(number) == before
     compare(name, undisturbed(name), tmp_path)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(small_set, tmp_path, monkeypatch):
+    """As SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(Sampler, "next", sending(signal.SIGHUP, 2, Sampler.next))
+        start("val", small_set, tmp_path)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_saves_a_checkpoint_when_the_screen_has_gone(small_set, tmp_path):
+    """As in `python search_train.py 2>&1 | tee log.txt`: Ctrl-C ends tee first."""
+    script = [sys.executable, ROOT / "search_train.py", *SMALL, *NETWORK, "--epochs", "50"]
+    command = [*script, "--data", small_set, "--out", tmp_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+        while b"best so far" not in process.stdout.readline():
+            pass
+        process.stdout.close()
+        time.sleep(1)  # lines that nobody reads are printed meanwhile
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    folder = tmp_path / "search_first_order"
+    saved = torch.load(folder / "checkpoint.pt")
+    assert 0 < saved["progress"]["epoch"] < 50 and not saved["finished"]
+    assert len(metrics(folder)) == saved["progress"]["epoch"]
 
 
 @pytest.fixture(scope="session")
@@ -317,7 +342,7 @@ def test_a_full_gpu_names_the_settings_to_lower(small_set, tmp_path, monkeypatch
 
     monkeypatch.setattr(Network, "forward", full)
     line = one_line(start, "search", small_set, tmp_path, status=1)
-    assert line == "error: the GPU's memory is full: lower --batch-size, --c, --layers or --crop\n"
+    assert line == "error: the GPU's memory is full: lower --crop, --c, --layers, --batch-size\n"
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import subprocess
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,11 +165,11 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
 @pytest.mark.parametrize(
     ("script", "option", "value", "problem"),
     [
-        (search_train, "--epochs", 0, "EPOCHS (--epochs) is 0 and must be a whole number, at least 1"),
-        (search_train, "--w-lr", -0.1, "W_LR (--w-lr) is -0.1 and must be a number, at least 0"),
-        (search_train, "--alpha-lr", "nan", "ALPHA_LR (--alpha-lr) is nan and must be a number, at least 0"),
+        (search_train, "--epochs", 0, "--epochs is 0 and must be a whole number, at least 1"),
+        (search_train, "--w-lr", -0.1, "--w-lr is -0.1 and must be a number, at least 0"),
+        (search_train, "--alpha-lr", "nan", "--alpha-lr is nan and must be a number, at least 0"),
         (search_train, "--w-momentum", 1, "must be a number, at least 0 and below 1"),
-        (search_train, "--warm-up", 1, "WARM_UP (--warm-up) is 1 and must be a number, at least 0 and below 1"),
+        (search_train, "--warm-up", 1, "--warm-up is 1 and must be a number, at least 0 and below 1"),
         (search_train, "--lowest-temperature", 0, "is 0 and must be a number, at least 0.001"),
         (search_train, "--batch-size", 49, "batch size 49 must be 1 to 48, the films of train"),
         (search_train, "--layers", 3, "at least 4"),
@@ -178,14 +177,14 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
             search_train,
             "--seed",
             2**64,
-            "SEED (--seed) is 18446744073709551616 and must be a whole number, at least -9223372036854775808",
+            "--seed is 18446744073709551616 and must be a whole number, at least -9223372036854775808",
         ),
         (search_train, "--crop", 40, "crop 40 must be a multiple of 32, or 0 for the whole film"),
-        (val_train, "--drop-path", 1.5, "DROP_PATH (--drop-path) is 1.5 and must be a number, at least 0 and below 1"),
+        (val_train, "--drop-path", 1.5, "--drop-path is 1.5 and must be a number, at least 0 and below 1"),
         (val_train, "--one-cycle-lr", "inf", "must be a number, at least 0"),
-        (val_train, "--recipe", "adam", "RECIPE (--recipe) is 'adam' and must be one_cycle or cosine"),
+        (val_train, "--recipe", "adam", "--recipe is 'adam' and must be one_cycle or cosine"),
         (chexnet, "--epochs", 2.0, "is 2.0 and must be a whole number, at least 1"),
-        (search_train, "--w-clip", 0, "W_CLIP (--w-clip) is 0 and must be a number, above 0"),
+        (search_train, "--w-clip", 0, "--w-clip is 0 and must be a number, above 0"),
     ],
 )
 def test_settings_out_of_range_are_one_line_and_write_nothing(
@@ -198,14 +197,14 @@ def test_settings_out_of_range_are_one_line_and_write_nothing(
 
 def test_a_rate_at_which_chexnet_would_not_start_is_one_line(small_set, tmp_path, one_line):
     said = one_line(run, chexnet, small_set, tmp_path, "--recipe", "plateau", "--plateau-lr", "5e-8")
-    assert "PLATEAU_LR (--plateau-lr) is 5e-08 and must be a number, at least 1e-07" in said
+    assert "--plateau-lr is 5e-08 and must be a number, at least 1e-07" in said
     assert not list(tmp_path.iterdir())
 
 
 READ = set()
 
 
-class Noted(SimpleNamespace):
+class Noted(settings.Settings):
     """Settings that remember which of them were read."""
 
     def __getattribute__(self, name):

@@ -1,5 +1,6 @@
 """Settings from constants and command lines."""
 
+import errno
 import importlib
 import io
 import math
@@ -7,14 +8,13 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 import search_train
 from support import progress
 from support.files import InputError
-from support.settings import check_choice, check_numbers, guarded, parse_settings, read_constants
+from support.settings import Settings, check_choice, check_numbers, guarded, parse_settings, read_constants
 from tests import conftest
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
@@ -70,7 +70,7 @@ def test_a_dict_gives_the_value_of_the_preset_which_the_set_names_or_the_user(sc
     of_set, said = parse(script, preset="fast"), parse(script, "--preset", "fast")
     assert vars(of_set) == vars(said) and (said.rate, said.epochs, said.recipe) == (3e-4, 50, "plateau")
     assert parse(script, "--preset", "fast", "--epochs", "2").epochs == 2
-    with pytest.raises(InputError, match=r"RATE \(--rate\) has values for slow, fast, none for the preset 'other'"):
+    with pytest.raises(InputError, match="line 8: RATE has values for slow, fast, none for the preset 'other'"):
         parse(script, "--preset", "other")
 
 
@@ -95,21 +95,26 @@ def test_a_number_keeps_its_type(script):
 
 
 def test_ranges_are_checked_and_the_line_says_what_is_allowed():
+    def made(**values):
+        settings = Settings(**values)
+        settings.said = {name: f"script.py, line 7: {name.upper()}" for name in values}
+        return settings
+
     def check(value, **limits):
-        check_numbers(SimpleNamespace(a=1, w_lr=value), "a w_lr", **limits)
+        check_numbers(made(a=1, w_lr=value), "a w_lr", **limits)
 
     for good in (1, 1.5, 0.0):
         check(good, low=0, below=2)
     for bad in (-1, 2, math.nan, math.inf, "1", None, True):
-        with pytest.raises(InputError, match=r"W_LR \(--w-lr\) is .* and must be a number, at least 0 and below 2"):
+        with pytest.raises(InputError, match=r"line 7: W_LR is .* and must be a number, at least 0 and below 2"):
             check(bad, low=0, below=2)
     with pytest.raises(InputError, match=r"is 3\.0 and must be a whole number, above 0"):
         check(3.0, above=0, whole=True)
-    with pytest.raises(InputError, match=r"ORDER \(--order\) is 'False' and must be True or False"):
-        check_choice(SimpleNamespace(order="False"), "order")
-    check_choice(SimpleNamespace(a=1, b=0, c=True), "a b c")
-    with pytest.raises(InputError, match=r"KIND \(--kind\) is 'c' and must be a or b"):
-        check_choice(SimpleNamespace(kind="c"), "kind", ("a", "b"))
+    with pytest.raises(InputError, match="line 7: ORDER is 'False' and must be True or False"):
+        check_choice(made(order="False"), "order")
+    check_choice(made(a=1, b=0, c=True), "a b c")
+    with pytest.raises(InputError, match="line 7: KIND is 'c' and must be a or b"):
+        check_choice(made(kind="c"), "kind", ("a", "b"))
 
 
 def test_help_shows_the_comments(script, capsys):
@@ -132,7 +137,7 @@ def test_bad_options_are_one_line(script, arguments, one_line):
 def test_every_constant_of_the_scripts_is_explained(name):
     constants = read_constants(f"{name}.py")
     assert len(constants) >= 6
-    for constant, (value, comment) in constants.items():
+    for constant, (value, comment, _) in constants.items():
         assert comment, constant
         if isinstance(value, dict):
             assert list(value) == ["phantom", "small", "reference"], constant
@@ -184,8 +189,10 @@ def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch
     ("error", "status", "words"),
     [
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
-        (MemoryError(), 1, "the memory is full: lower --batch-size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "the memory is full"),
+        (MemoryError(), 1, "the computer's memory is full: lower --c"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "memory is full: lower --c"),
+        (OSError(errno.EIO, "Input/output error", "/a/b"), 2, "/a/b: Input/output error: check it"),
+        (OSError(errno.ESTALE, "Stale file handle", "/a/b"), 2, "/a/b: Stale file handle: check it"),
         (
             PermissionError(13, "Permission denied", "/a/b"),
             2,
@@ -195,7 +202,7 @@ def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch
 )
 def test_what_ends_a_command_is_one_line(error, status, words, one_line):
     def command():
-        with guarded():
+        with guarded(": lower --c"):
             raise error
 
     assert words in one_line(command, status=status)
@@ -207,10 +214,28 @@ def test_other_errors_keep_their_traceback():
             raise error
 
 
-def test_a_reader_of_a_pipe_may_leave():
-    code = "from support.settings import guarded\nwith guarded():\n    for k in range(10**6): print(k)"
-    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], **options) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
+@pytest.mark.parametrize("screen", ["| head -n 1", ">&-", "2>&-", "> /dev/full 2>&1"])
+def test_a_command_goes_on_when_nothing_can_be_shown(screen, tmp_path):
+    code = "from support.settings import guarded\nwith guarded():\n    for k in range(10**5): print(k)\n"
+    code += "    import sys; print(k, file=sys.stderr); open(sys.argv[1], 'w').close()"
+    command = f"set -o pipefail; '{sys.executable}' -c \"$0\" '{tmp_path}/done' {screen}"
+    done = subprocess.run(["bash", "-c", command, code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+    assert (tmp_path / "done").exists()
+
+
+def test_constants_as_people_edit_them(script):
+    script.write_text("\ufeff" + SCRIPT.replace("ORDER = False", "ORDER: bool = True"), encoding="utf-8")
+    assert parse(script).order and parse(script).script == "script.py"
+    for old, new, line in (
+        ('OUT = "."', "OUT = None", "script.py, line 17: OUT is None and must be a text in quotes"),
+        ('DATASET = "phantom"', "DATASET = 5", "script.py, line 15: DATASET is 5 and must be a text in quotes"),
+        ('DATA = "sets"', "data = 0", "script.py: the constant DATA is missing: write it again"),
+    ):
+        script.write_text(SCRIPT.replace(old, new))
+        with pytest.raises(InputError, match=line):
+            parse(script)
+    script.write_text(SCRIPT.replace("COSINE_LR = 0.1", "cosine = 0"))
+    with pytest.raises(InputError, match="the constant COSINE_LR is missing"):
+        parse(script).cosine_lr  # noqa: B018
+    assert parse(script, "--name", "~/cell.txt").name == os.path.expanduser("~/cell.txt")

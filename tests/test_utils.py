@@ -1,5 +1,7 @@
 """Devices, recipes, prediction, the start of the classifier."""
 
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,18 @@ def test_plateau_is_adam_whose_rate_falls_without_a_better_auc_until_it_is_done(
     assert rates(schedule, 50, 3, [0.5] * 50) == pytest.approx([1e-6] * 3 + [1e-7] * 2)
     better = utils.Plateau([torch.nn.Parameter(torch.zeros(1))], 50, 3, 1e-6, patience=1, lr_stop=1e-7)
     assert rates(better, 9, 3, [0.1 * k for k in range(9)]) == [1e-6] * 9
+
+
+def test_the_commit_of_another_repository_around_the_project_is_not_recorded(tmp_path, monkeypatch):
+    assert devices.environment(torch.device("cpu"))["commit"] != "unknown"
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a", "commit", "-q", "--allow-empty", "-m", "a"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    (tmp_path / "project" / "support").mkdir(parents=True)
+    monkeypatch.setattr(devices, "__file__", str(tmp_path / "project" / "support" / "devices.py"))
+    assert devices.environment(torch.device("cpu"))["commit"] == "unknown"
 
 
 class Grey(torch.nn.Module):
