@@ -27,8 +27,6 @@ def shown(monkeypatch):
         def add_scalar(self, tag, value, step):
             points_of[tag].append((step, value))
 
-        add_figure = add_scalar
-
         def flush(self):
             pass
 
@@ -36,11 +34,14 @@ def shown(monkeypatch):
     return points_of
 
 
-def test_without_the_package_a_run_is_as_ever(small_set, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, PACKAGE, None)  # an import of it fails
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_the_package_or_with_a_broken_one_a_run_is_as_ever(broken, small_set, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, PACKAGE, SimpleNamespace() if broken else None)  # None: an import of it fails
     run(val_train, small_set, tmp_path, "--genotype", "DARTS_V1")
     assert len(metrics(tmp_path / "weights" / "DARTS_V1")) == 1
-    assert "ensor" not in "".join(capsys.readouterr()) and not list(tmp_path.rglob("events.*"))
+    said = "".join(capsys.readouterr())
+    assert ("TensorBoard cannot be used" in said) == ("ensor" in said) == broken
+    assert not list(tmp_path.rglob("events.*"))
 
 
 def stop_in_the_second_epoch(data, out, monkeypatch):
