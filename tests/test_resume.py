@@ -24,6 +24,22 @@ from tests import conftest
 from tests.conftest import equal
 from tests.test_scripts import NETWORK, ROOT, SMALL, metrics
 
+
+@pytest.fixture(autouse=True)
+def signals_are_heard():
+    """Also where the tests themselves were started with signals ignored, as in the background of a script."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    hear()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def hear():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 SCRIPTS = {
     "search": (search_train, [*NETWORK], "search_first_order"),
     "second": (search_train, [*NETWORK, "--second-order"], "search_second_order"),
@@ -216,7 +232,8 @@ def test_ctrl_c_saves_a_checkpoint_when_the_screen_has_gone(small_set, tmp_path)
     script = [sys.executable, ROOT / "search_train.py", *SMALL, *NETWORK, "--epochs", "50"]
     command = [*script, "--data", small_set, "--out", tmp_path]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+    look = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment, "preexec_fn": hear}
+    with subprocess.Popen(command, **look) as process:
         while b"best so far" not in process.stdout.readline():
             pass
         process.stdout.close()
