@@ -18,6 +18,7 @@ import pandas as pd
 
 from dataset import find_preset
 from support.files import InputError, lock, write
+from support.records import read_record
 from support.settings import parse_settings
 from utils import SCHEDULES
 
@@ -174,7 +175,7 @@ def facts(folder):
     """What a run's folder says of it, for a row of a table: FACTS and its genotype."""
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = [0, *(epoch["seconds"] for epoch in epochs)]
-    record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    record = read_record(folder)
     return {
         "val_auc": max(epoch["val_auc"] for epoch in epochs),
         "epochs": len(epochs),

@@ -24,9 +24,11 @@ NO_PLACE |= {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENOSYS, errno.EOPNOT
 
 def start(main, script, find_preset=None, recipes=(), argv=None):
     """Run a script `guarded`: main(settings), with the settings of `parse_settings`."""
-    sizes = [option(name) for name in read_constants(script) if name in ("BATCH_SIZE", "C", "LAYERS", "CROP")]
+    with guarded():
+        settings = parse_settings(script, argv, find_preset, recipes)
+    sizes = [option(name) for name in vars(settings) if name in ("batch_size", "c", "layers", "crop")]
     with guarded(f": lower {', '.join(sizes)}"):
-        main(parse_settings(script, argv, find_preset, recipes))
+        main(settings)
 
 
 class Screen:

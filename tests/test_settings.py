@@ -14,7 +14,7 @@ import pytest
 import search_train
 from support import progress
 from support.files import InputError
-from support.settings import Settings, check_choice, check_numbers, guarded, parse_settings, read_constants
+from support.settings import Settings, check_choice, check_numbers, guarded, parse_settings, read_constants, start
 from tests import conftest
 from tests.test_scripts import NETWORK, ROOT, SMALL
 
@@ -81,10 +81,11 @@ def test_an_option_of_another_recipe_is_refused_with_those_of_the_chosen_one(scr
         parse(script, "--recipe", "plateau", "--cosine-momentum", "0.9")
 
 
-def test_constants_that_are_no_plain_values_are_named_with_their_line(script):
+def test_constants_that_are_no_plain_values_are_named_with_their_line(script, one_line):
     script.write_text(SCRIPT.replace('"phantom"  # which set', '"phan" + "tom"  # which set'))
     with pytest.raises(InputError, match="line 15: DATASET must be a plain value"):
         parse(script)
+    assert "line 15: DATASET must be a plain value" in one_line(start, print, script)
 
 
 def test_a_number_keeps_its_type(script):
