@@ -38,6 +38,11 @@ EPOCHS = {"phantom": 6, "small": 20, "reference": 100}  # passes over train, at 
 BATCH_SIZE = {"phantom": 16, "small": 16, "reference": 32}  # films
 START_AT_PREVALENCE = {"phantom": True, "small": True, "reference": False}  # classifier's bias: logits of frequencies
 
+# What films go through before a network sees them (docs/evidence.md).
+STANDARDISE = {"phantom": False, "small": False, "reference": False}  # True: each film to one mean and deviation
+CONTRAST = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: contrast × exp(± this), brightness ± half of it
+TURN = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: ± degrees, with scale and shift (dataset.turned)
+
 # The better recipe on small sets, and the original's (docs/evidence.md).
 RECIPE = {"phantom": "one_cycle", "small": "one_cycle", "reference": "plateau"}  # one_cycle: AdamW; plateau: Adam
 ONE_CYCLE_LR = 2e-3  # AdamW's highest rate: reached after 0.3 of all steps, then falling to almost 0
@@ -101,6 +106,7 @@ def check(settings):
     check_choice(settings, "recipe", ("one_cycle", "plateau"))
     check_numbers(settings, "epochs batch_size", low=1, whole=True)
     check_numbers(settings, "crop", low=0, whole=True)
+    check_numbers(settings, "contrast turn", low=0)
     check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
     if settings.recipe == "one_cycle":
         check_numbers(settings, "one_cycle_lr one_cycle_weight_decay", low=0)
@@ -108,7 +114,7 @@ def check(settings):
         check_numbers(settings, "plateau_patience", low=0, whole=True)
         check_numbers(settings, "plateau_lr_stop", low=0)
         check_numbers(settings, "plateau_lr", low=settings.plateau_lr_stop)
-    check_choice(settings, "pretrained fresh start_at_prevalence deterministic")
+    check_choice(settings, "pretrained fresh start_at_prevalence deterministic standardise")
 
 
 def main(settings):
@@ -117,7 +123,8 @@ def main(settings):
     generator = seed_everything(settings.seed, device, settings.deterministic)
 
     data = open_set(settings.data, settings.dataset)
-    trn_films, val_films = (Films(data, split, settings.crop, device) for split in ("train", "val"))
+    looks = settings.standardise, settings.contrast, settings.turn
+    trn_films, val_films = (Films(data, split, settings.crop, device, *looks) for split in ("train", "val"))
     sampler = Sampler(trn_films, settings.batch_size, generator)
     settings.crop = trn_films.crop  # in pixels, also where 0 was asked for
 

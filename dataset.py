@@ -11,8 +11,10 @@ A set is a folder with three files:
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,32 +235,66 @@ def crop_of(size, crop):
     return crop
 
 
+def turned(films, turn, drawn):
+    """Films (B, H, W) that are rotated, scaled and shifted at random; what comes in from outside is black.
+
+    turn: largest angle in degrees; the scale is at most exp(± turn / 100), the shift ± 0.4 % of the side per degree.
+    drawn (B, 4): for each film, what part of each of these it gets, −1 to 1.
+    """
+    angle, scale = drawn[:, 0] * math.radians(turn), (drawn[:, 1] * turn / 100).exp()
+    x, y = (drawn[:, 2:] * 0.008 * turn).T  # grid_sample's sides run from −1 to 1
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    matrices = torch.stack([cos, -sin, x, sin, cos, y], dim=1).view(-1, 2, 3)
+    films = films[:, None]
+    return F.grid_sample(films, F.affine_grid(matrices, films.shape, align_corners=False), align_corners=False)[:, 0]
+
+
 class Films:
     """The films and labels of one split, on `device`; all sizes in pixels.
 
     Training batches are random crops with horizontal flips. Where the crop is as large as the film, the film is shifted
     by up to `crop` // 16 pixels over a black border instead. Evaluation takes the whole film, reduced to the crop size.
     crop: a multiple of 32; 0, or one larger than the films, is all of the film. Raises InputError.
+
+    Each film's grey values are normalised by ImageNet's mean and deviation, or, to `standardise`, by its own. Training
+    films are also changed at random, where these are not 0: their `contrast` by a factor of up to exp(± contrast), and
+    their brightness by ± contrast / 2 of the whole range; their place, size and angle as in `turned`.
     """
 
-    def __init__(self, prepared, split, crop, device):
+    def __init__(self, prepared, split, crop, device, standardise=False, contrast=0.0, turn=0.0):
         rows = prepared.rows(split)
         pixels = torch.from_numpy(prepared.images[rows])
         self.split, self.crop = split, crop_of(pixels.shape[1], crop)
+        self.standardise, self.contrast, self.turn = standardise, contrast, turn
         self.border = self.crop // 16 if self.crop == pixels.shape[1] else 0
         self.pixels = F.pad(pixels, (self.border,) * 4).to(device)  # uint8 (N, H, W), with the border
         self.labels = torch.from_numpy(prepared.labels[rows]).to(device)
         self.names = prepared.table["Image Index"].to_numpy()[rows]
-        self.mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
+        imagenet = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        blocks = [
+            torch.std_mean(block.float() / 255, (1, 2)) for block in pixels.split(1024)
+        ]  # in floats, part by part
+        std, mean = (torch.cat(values).view(-1, 1, 1, 1) for values in zip(*blocks, strict=True))
+        own = mean, std.clamp(min=1 / 255)  # a film of one grey value has a deviation of 0
+        # {standardise: (mean, deviation)}, each (N, 3, 1, 1), of grey values 0..1
+        self.greys = {
+            flag: [values.expand(len(rows), 3, 1, 1).to(device) for values in pair]
+            for flag, pair in ((False, imagenet), (True, own))
+        }
 
     def __len__(self):
         return len(self.pixels)
 
+    def seen_by(self, settings):
+        """These films with the grey values that a network with these settings, of its weights file, was trained on."""
+        films = copy(self)
+        films.standardise = settings.get("standardise", False)
+        return films
+
     def train_batch(self, index, generator, part=slice(None)):
         """index (B,) on the device -> films (B, 3, crop, crop), labels (B, findings); or of that `part` of them.
 
-        Crops and flips are drawn for the whole batch, whatever the part.
+        What is random is drawn for the whole batch, whatever the part.
         """
         B, device = len(index), self.pixels.device
         _, height, width = self.pixels.shape
@@ -266,16 +302,25 @@ class Films:
         def draw(high):
             return torch.randint(0, high, (B, 1), generator=generator, device=device)
 
+        def spread(columns):
+            return 2 * torch.rand(B, columns, generator=generator, device=device)[part] - 1
+
         steps = torch.arange(self.crop, device=device)
         rows = draw(height - self.crop + 1) + steps  # (B, crop)
         columns = draw(width - self.crop + 1) + torch.where(draw(2) == 1, steps.flip(0), steps)
         index, rows, columns = index[part], rows[part], columns[part]
-        films = self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return self.normalise(films.float()), self.labels[index]
+        films = self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]].float()
+        if self.turn:
+            films = turned(films, self.turn, spread(4))
+        if self.contrast:
+            factor, shift = self.contrast * spread(2).T[:, :, None, None]
+            mean = 255 * self.greys[True][0][index, 0]
+            films = (films - mean) * factor.exp() + mean + 255 / 2 * shift
+        return self.normalise(films, index), self.labels[index]
 
     def eval_batch(self, index):
         """index: a slice or (B,) -> films (B, 3, crop, crop)."""
-        return self.normalise(self.whole(index))
+        return self.normalise(self.whole(index), index)
 
     def whole(self, index):
         """index: a slice or (B,) -> the films reduced to the crop size, grey values 0..255 (B, crop, crop)."""
@@ -285,9 +330,10 @@ class Films:
             films = F.interpolate(films[:, None], (self.crop, self.crop), mode="bilinear", antialias=True)[:, 0]
         return films
 
-    def normalise(self, films):
-        """Grey values 0..255 (B, H, W) -> three equal channels, each with ImageNet's mean and deviation."""
-        channels = (films[:, None] / 255 - self.mean) / self.std
+    def normalise(self, films, index):
+        """Grey values 0..255 (B, H, W) of the films `index` -> three channels (B, 3, H, W) for a network."""
+        mean, std = self.greys[self.standardise]
+        channels = (films[:, None] / 255 - mean[index]) / std[index]
         return channels.contiguous(memory_format=torch.channels_last)
 
 

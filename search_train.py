@@ -40,6 +40,11 @@ LAYERS = {"phantom": 5, "small": 5, "reference": 12}  # cells, at least 4
 EPOCHS = {"phantom": 8, "small": 6, "reference": 50}  # passes over train
 BATCH_SIZE = {"phantom": 32, "small": 32, "reference": 16}  # films
 
+# What films go through before a network sees them (docs/evidence.md).
+STANDARDISE = {"phantom": False, "small": False, "reference": False}  # True: each film to one mean and deviation
+CONTRAST = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: contrast × exp(± this), brightness ± half of it
+TURN = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: ± degrees, with scale and shift (dataset.turned)
+
 W_LR = {"phantom": 0.4, "small": 0.4, "reference": 0.025}  # SGD's learning rate, in the first epoch
 W_LR_MIN = {"phantom": 0.05, "small": 0.05, "reference": 0.0001}  # approached in the last epoch, along a cosine
 W_MOMENTUM = 0.9  # of SGD
@@ -62,12 +67,13 @@ def check(settings):
     check_numbers(settings, "epochs batch_size c", low=1, whole=True)
     check_numbers(settings, "layers", low=4, whole=True)
     check_numbers(settings, "crop", low=0, whole=True)
+    check_numbers(settings, "contrast turn", low=0)
     check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
     check_numbers(settings, "w_lr w_lr_min w_weight_decay alpha_lr alpha_weight_decay price", low=0)
     check_numbers(settings, "w_clip", above=0)
     check_numbers(settings, "w_momentum alpha_beta1 warm_up", low=0, below=1)
     check_numbers(settings, "lowest_temperature", low=1e-3)
-    check_choice(settings, "second_order exact_product fresh start_at_prevalence deterministic")
+    check_choice(settings, "second_order exact_product fresh start_at_prevalence deterministic standardise")
     if settings.exact_product and not settings.second_order:
         raise InputError("--exact-product is a way to compute the second order: pass --second-order, too")
 
@@ -85,7 +91,8 @@ def main(settings):
     generator = seed_everything(settings.seed, device, settings.deterministic)
 
     data = open_set(settings.data, settings.dataset)
-    trn_films, val_films = (Films(data, split, settings.crop, device) for split in ("train", "val"))
+    looks = settings.standardise, settings.contrast, settings.turn
+    trn_films, val_films = (Films(data, split, settings.crop, device, *looks) for split in ("train", "val"))
     trn_sampler, val_sampler = (Sampler(films, settings.batch_size, generator) for films in (trn_films, val_films))
     settings.crop = trn_films.crop  # in pixels, also where 0 was asked for
 

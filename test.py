@@ -67,9 +67,9 @@ def main(settings):
 
     # Probabilities
     cost, probabilities = {}, {}
-    for name, (network, _) in networks.items():
-        cost[name] = costs(network, films.crop)
-        probabilities[name], _ = utils.predict(network.to(device), films, settings.batch_size)
+    for name, (network, saved) in networks.items():
+        cost[name], seen = costs(network, films.crop), films.seen_by(saved["settings"])
+        probabilities[name], _ = utils.predict(network.to(device), seen, settings.batch_size)
     probabilities |= others
     if ranks.rank() > 0:  # under torchrun the ranks share the predictions, and the first one makes the table
         return

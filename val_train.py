@@ -44,6 +44,11 @@ DROP_PATH = {"phantom": 0.0, "small": 0.0, "reference": 0.2}  # probability, whi
 CLIP = 5.0  # largest norm of the gradient
 START_AT_PREVALENCE = {"phantom": True, "small": True, "reference": False}  # classifier's bias: logits of frequencies
 
+# What films go through before a network sees them (docs/evidence.md).
+STANDARDISE = {"phantom": False, "small": False, "reference": False}  # True: each film to one mean and deviation
+CONTRAST = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: contrast × exp(± this), brightness ± half of it
+TURN = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: ± degrees, with scale and shift (dataset.turned)
+
 # The better recipe on small sets, and the original's (docs/evidence.md).
 RECIPE = {"phantom": "one_cycle", "small": "one_cycle", "reference": "cosine"}  # one_cycle: AdamW; cosine: SGD
 ONE_CYCLE_LR = 0.01  # AdamW's highest rate: reached after 0.3 of all steps, then falling to almost 0
@@ -93,6 +98,7 @@ def check(settings):
     check_numbers(settings, "epochs batch_size c", low=1, whole=True)
     check_numbers(settings, "layers", low=4, whole=True)
     check_numbers(settings, "crop", low=0, whole=True)
+    check_numbers(settings, "contrast turn", low=0)
     check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
     check_numbers(settings, "drop_path", low=0, below=1)
     check_numbers(settings, "clip", above=0)
@@ -101,7 +107,7 @@ def check(settings):
     else:
         check_numbers(settings, "cosine_lr cosine_weight_decay", low=0)
         check_numbers(settings, "cosine_momentum", low=0, below=1)
-    check_choice(settings, "second_order fresh start_at_prevalence deterministic")
+    check_choice(settings, "second_order fresh start_at_prevalence deterministic standardise")
 
 
 def main(settings):
@@ -113,7 +119,8 @@ def main(settings):
     data = open_set(settings.data, settings.dataset)
     if not settings.genotype:
         check_search(settings, data.checksum)
-    trn_films, val_films = (Films(data, split, settings.crop, device) for split in ("train", "val"))
+    looks = settings.standardise, settings.contrast, settings.turn
+    trn_films, val_films = (Films(data, split, settings.crop, device, *looks) for split in ("train", "val"))
     sampler = Sampler(trn_films, settings.batch_size, generator)
     settings.crop = trn_films.crop  # in pixels, also where 0 was asked for
 

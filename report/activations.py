@@ -69,19 +69,21 @@ def draw_sheet(path, sheet):
 def draw_examples(folder, films, findings, probabilities, networks):
     """Draw a film with each finding, films.png, and what two networks look at there, activation_<network>.png.
 
-    The two are the first network and CheXNet. films: a split as `dataset.Films`; networks {name: (network, ...)};
+    The two are the first network and CheXNet. films: a split as `dataset.Films`; networks {name: (network, its file)};
     probabilities {name: (N, findings)}. Returns {name of each of the two: `Sheet`}.
     """
     labels = films.labels.cpu().numpy()
     present = np.flatnonzero(labels.any(axis=0))
     index = labels[:, present].argmax(axis=0)  # the first film with each of these findings
-    grey = films.whole(torch.from_numpy(index).to(films.labels.device))
-    batch, grey = films.normalise(grey), grey.round().byte().cpu().numpy()
+    chosen = torch.from_numpy(index).to(films.labels.device)
+    grey = films.whole(chosen).round().byte().cpu().numpy()
     found = [", ".join(findings[k] for k in np.flatnonzero(row)) for row in labels[index]]
     draw_sheet(folder / "films.png", Sheet(grey, found))
     sheets = {}
     for name in [name for k, name in enumerate(networks) if k == 0 or name == BASELINE]:
-        maps = class_activation(networks[name][0], batch)[np.arange(len(present)), present].cpu().numpy()
+        network, saved = networks[name]
+        maps = class_activation(network, films.seen_by(saved["settings"]).eval_batch(chosen))
+        maps = maps[np.arange(len(present)), present].cpu().numpy()
         captions = [f"{findings[k]}\n{probabilities[name][i, k]:.2f}" for i, k in zip(index, present, strict=True)]
         sheets[name] = Sheet([*map(overlay, grey, maps)], captions, map_note(maps))
         draw_sheet(folder / f"activation_{name}.png", sheets[name])

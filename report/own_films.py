@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 
 from data.films import film_key, is_film, is_whole, reduce_film, walk
@@ -66,14 +65,15 @@ def read_film(path, size):
 def score_own_films(folder, films, findings, networks, batch_size):
     """Write films_<network>.csv into `folder`, and for each film a sheet, films/<film>.png.
 
-    films: of `open_own_films`; networks {name: (network, ...)}. Returns {film: {name: `Sheet`}}.
+    films: of `open_own_films`; networks {name: (network, its file)}. Returns {film: {name: `Sheet`}}.
     """
     sheets = {film: {} for film in films.names}
-    for name, (network, *_) in networks.items():
-        probabilities, _ = predict(network, films, batch_size)
+    for name, (network, saved) in networks.items():
+        seen = films.seen_by(saved["settings"])
+        probabilities, _ = predict(network, seen, batch_size)
         write_predictions(folder / f"films_{name}.csv", films.names, findings, probabilities)
         for k, film in enumerate(films.names):
-            sheets[film][name] = strongest(network, films, k, findings, probabilities[k])
+            sheets[film][name] = strongest(network, seen, k, findings, probabilities[k])
     (folder / "films").mkdir(exist_ok=True)
     for film, of_network in progress(sheets.items(), "sheets", len(sheets)):
         pictures, captions = [], []
@@ -88,9 +88,8 @@ def strongest(network, films, k, findings, probabilities):
 
     probabilities (findings,), of the network for this film.
     """
-    grey = films.whole(torch.tensor([k], device=films.labels.device))
-    maps = class_activation(network, films.normalise(grey))[0].cpu().numpy()
-    film = grey[0].round().byte().cpu().numpy()
+    maps = class_activation(network, films.eval_batch(slice(k, k + 1)))[0].cpu().numpy()
+    film = films.whole(slice(k, k + 1))[0].round().byte().cpu().numpy()
     shown = np.argsort(-probabilities, kind="stable")[:STRONGEST]
     captions = [f"{findings[k]}\n{probabilities[k]:.2f}" for k in shown]
     return Sheet([film, *(overlay(film, maps[k]) for k in shown)], ["", *captions], map_note(maps))

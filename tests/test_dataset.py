@@ -1,10 +1,12 @@
 """A prepared set on disk, and batches of it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import affine_transform, gaussian_filter
 
 from dataset import (
     DEFAULTS,
@@ -19,6 +21,7 @@ from dataset import (
     load_set,
     open_set,
     set_checksum,
+    turned,
     write_set,
 )
 from support import ranks
@@ -242,6 +245,72 @@ def test_where_the_crop_is_the_film_training_shifts_over_a_black_border(data):
         assert match[0].sum() + match[1].sum() == 1
         offsets.add(tuple((match[0] | match[1]).nonzero()[0].tolist()))
     assert {y for y, _ in offsets} == set(range(9)) == {x for _, x in offsets}
+
+
+def test_each_film_gets_its_own_mean_and_deviation_in_training_and_evaluation(data):
+    data = replace(data, images=data.images.copy())
+    data.images[data.rows("train")[1]] = 0
+    films = Films(data, "train", 64, CPU, standardise=True)
+    batch = films.eval_batch(torch.tensor([1, 4]))
+    assert not batch[0].any() and torch.equal(batch[1, 0], batch[1, 2])
+    assert batch[1].mean().abs() < 1e-5 and (batch[1, 0].std() - 1).abs() < 1e-5
+    trained, _ = films.train_batch(torch.full((9,), 4), torch.Generator().manual_seed(0))
+    pixel = films.pixels[4, 30, 30] / 255  # in the middle: in every window
+    expected = (pixel - films.whole(slice(4, 5)).mean() / 255) / (films.whole(slice(4, 5)).std() / 255)
+    assert all((film - expected).abs().min() < 1e-4 for film in trained[:, 0, 20:44, 20:44])
+    plain = Films(data, "train", 64, CPU)
+    assert torch.equal(plain.seen_by({"standardise": True}).eval_batch(slice(0, 5)), films.eval_batch(slice(0, 5)))
+    assert torch.equal(films.seen_by({}).eval_batch(slice(0, 5)), plain.eval_batch(slice(0, 5)))  # an older file
+
+
+def both_ways(data, index, **changes):
+    """A plain and a changed training batch of the same crops and flips, grey values."""
+    return [
+        grey(Films(data, "train", 64, CPU, **how).train_batch(index, torch.Generator().manual_seed(0))[0])
+        for how in ({}, changes)
+    ]
+
+
+def test_contrast_and_brightness_change_from_film_to_film(data):
+    plain, changed = both_ways(data, torch.arange(48), contrast=0.3)
+    mean = torch.tensor(data.images[data.rows("train")]).float().mean((1, 2))
+    factor = (changed.flatten(1).std(1) / plain.flatten(1).std(1)).log()
+    rest = changed - factor.exp()[:, None, None] * (plain - mean[:, None, None]) - mean[:, None, None]
+    assert rest.std((1, 2)).max() < 0.01
+    shift = rest.mean((1, 2)) / 255
+    for drawn, limit in ((factor, 0.3), (shift, 0.15)):
+        assert -limit < drawn.min() < -0.7 * limit and 0.7 * limit < drawn.max() < limit
+    assert torch.corrcoef(torch.stack([factor, shift]))[0, 1].abs() < 0.4
+
+
+def test_a_turned_film_is_what_its_matrix_says():
+    film = torch.tensor(gaussian_filter(np.random.default_rng(0).uniform(0, 255, (40, 40)), 2)).float()
+    drawn = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -0.5], [-0.4, 0.7, -0.3, 0.2]])
+    for found, (angle, scale, x, y) in zip(turned(film.expand(4, 40, 40), 15, drawn), drawn.numpy(), strict=True):
+        angle, scale = np.radians(15 * angle), np.exp(0.15 * scale)
+        matrix = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # of (y, x)
+        centre = np.full(2, 19.5)
+        offset = centre + 0.06 * 40 * np.array([y, x]) - matrix @ centre
+        expected = affine_transform(film.numpy(), matrix, offset, order=1, mode="grid-constant")
+        assert np.abs(found.numpy() - expected).max() < 0.01
+
+
+def test_what_is_drawn_does_not_depend_on_the_part_and_nothing_more_is_drawn_without_changes(data):
+    index = torch.arange(20)
+    for how, more in (({}, 0), ({"contrast": 0.3}, 2), ({"turn": 15}, 4), ({"contrast": 0.3, "turn": 15}, 6)):
+        films, generator, by_hand = Films(data, "train", 32, CPU, **how), torch.Generator(), torch.Generator()
+        whole, _ = films.train_batch(index, generator.manual_seed(0))
+        part, labels = films.train_batch(index, torch.Generator().manual_seed(0), slice(5, 9))
+        assert torch.equal(part, whole[5:9]) and torch.equal(labels, films.labels[5:9])
+        by_hand.manual_seed(0)
+        y, x, flip = (torch.randint(0, high, (20, 1), generator=by_hand) for high in (33, 33, 2))
+        torch.rand(20, more, generator=by_hand)
+        assert torch.equal(generator.get_state(), by_hand.get_state())
+        if not more:  # the bytes of a plain batch
+            windows = films.pixels.unfold(1, 32, 1).unfold(2, 32, 1)[index, y[:, 0], x[:, 0]]
+            windows = torch.where(flip[:, :, None] == 1, windows.flip(2), windows)
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+            assert torch.equal(whole, (windows[:, None].float() / 255 - mean) / std)
 
 
 def test_a_crop_far_below_the_films_size_is_refused(tmp_path):

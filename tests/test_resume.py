@@ -40,10 +40,11 @@ def hear():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+CHANGED = ["--standardise", "--contrast", "0.3", "--turn", "15"]  # what films go through
 SCRIPTS = {
     "search": (search_train, [*NETWORK], "search_first_order"),
     "second": (search_train, [*NETWORK, "--second-order"], "search_second_order"),
-    "val": (val_train, [*NETWORK, "--genotype", "DARTS_V2", "--drop-path", "0.3"], "weights/DARTS_V2"),
+    "val": (val_train, [*NETWORK, "--genotype", "DARTS_V2", "--drop-path", "0.3", *CHANGED], "weights/DARTS_V2"),
     "chexnet": (chexnet, [], "weights/chexnet"),
 }
 

@@ -16,11 +16,13 @@ from sklearn.metrics import roc_auc_score
 import model_eval
 import test as table_script
 from chexnet import CheXNet
-from dataset import FINDINGS, load_set, write_set
+from dataset import FINDINGS, Films, load_set, write_set
 from genotypes import PUBLISHED, format_genotype
+from report.networks import load_network
 from scores import AUC, AVERAGE, GAP, read_scores
 from support.files import save_state
 from tests.test_scripts import files, run
+from utils import predict
 
 NAMES = ["first_order", "DARTS_V1", "second_order", "chexnet"]  # in the table's order
 
@@ -149,6 +151,16 @@ def test_the_networks_that_are_there_make_the_table(copy, table, capsys):
     (copy / "weights" / "first_order_net.pth").unlink()
     (copy / "weights" / "second_order_net.pth").unlink()
     assert columns(table(copy)) == ["DARTS_V1"]
+
+
+def test_each_network_sees_the_films_as_in_its_training(copy, table, prepared):
+    save_network(copy / "weights", "DARTS_V1", prepared, standardise=True)
+    table(copy)
+    for name, standardise in (("first_order", False), ("DARTS_V1", True)):
+        network, _ = load_network(copy / "weights" / f"{name}_net.pth")
+        expected, _ = predict(network, Films(prepared, "test", 32, torch.device("cpu"), standardise), 64)
+        written = pd.read_csv(copy / "results" / f"predictions_{name}.csv").iloc[:, 1:].to_numpy()
+        assert np.array_equal(written, expected)
 
 
 def test_what_is_missing_is_named_with_its_command(copy, table, tmp_path_factory, one_line):
