@@ -5,6 +5,8 @@ from math import comb
 import numpy as np
 from scipy.stats import percentileofscore, ttest_ind
 
+from scores import draw_patients, weighted_auc
+
 RESAMPLES = 2000  # of the bootstrap
 
 
@@ -50,3 +52,24 @@ def rank_correlation(pairs):
     correlation, *by_chance = [resample.corr("spearman").iloc[0, 1] for resample in resamples]
     low, high = np.nanquantile(by_chance, [0.025, 0.975])  # NaN: a resample of one row alone
     return correlation, low, high
+
+
+def auc_over_folds(folds, resamples):
+    """{command: mean AUC over the findings, (1 + resamples,)}, and how many findings: over pairs of films of one fold.
+
+    folds: [(positive (N, findings) bool, patients (N,), {command: [probabilities (N, findings) of each seed]})]. The
+    networks of different folds have different scales, so their films are not compared. Value 0 is that of all films;
+    the others are resamples of the patients within their folds. Findings that more than 1 % of the resamples cannot
+    score are left out.
+    """
+    pairs, wins = 0, {}
+    for k, (positive, patients, predictions) in enumerate(folds):
+        weights = np.vstack([np.ones(len(patients)), draw_patients(patients, resamples, seed=k)])
+        inside = (weights @ positive) * (weights @ ~positive)
+        pairs = pairs + inside
+        for command, seeds in predictions.items():
+            auc = [[weighted_auc(*column, weights) for column in zip(positive.T, p.T, strict=True)] for p in seeds]
+            wins[command] = wins.get(command, 0) + inside * np.nan_to_num(np.mean(auc, axis=0).T)
+    known = (pairs == 0).mean(axis=0) <= 0.01
+    with np.errstate(invalid="ignore"):
+        return {command: (won / pairs)[:, known].mean(axis=1) for command, won in wins.items()}, int(known.sum())

@@ -12,10 +12,14 @@ Choose settings on sets that serve for this alone:
 
     for seed in 7 8; do python -m data.prepare_phantom data/seed$seed --seed $seed; done
 
-and pass --sets seed7 seed8. The command can be stopped and repeated: what is finished is not run again. Every training
-becomes a row of <out>/trainings.csv, beside the rows of earlier commands; the table made from them is
-<out>/trainings.md, and the figure of those with --minutes trainings.png. --rows FILE [FILE ...] makes both from rows
-alone, so that several machines can share the work.
+and pass --sets seed7 seed8. On real films pass --folds 5: the commands are compared by cross-validation over the
+patients of the set's train and val, and its test films are left alone; --first 2 trains on two of the five folds only.
+The comparison is <out>/folds.md, its numbers folds.csv; benchmarks/folds.py says what a fold is.
+
+The command can be stopped and repeated: what is finished is not run again. Every training becomes a row of
+<out>/trainings.csv, beside the rows of earlier commands; the table made from them is <out>/trainings.md, and the
+figure of those with --minutes trainings.png. --rows FILE [FILE ...] makes both from rows alone, so that several
+machines can share the work.
 """
 
 import re
@@ -29,6 +33,7 @@ from zlib import crc32
 if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.folds import compare, fold_auc, make_folds, report_folds
 from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, read_rows, script, side_by_side
 from dataset import open_set
 from report.figures import draw_quality
@@ -55,14 +60,24 @@ def check_command(command, given):
         raise InputError(f"{command!r}: leave out {min(twice)}, which this benchmark sets (see --help)")
 
 
-def train(options, command, dataset, seed, length, *more):
-    """Train by a command with `more` options; the folder of its run. length: the end of the folder's name."""
+def place(options, command, dataset, seed, length=""):
+    """The folder for a training. length: the end of its name."""
     readable = re.sub(r"\W+", "_", command)[:150]
-    out = Path(options.out) / f"{readable}_{crc32(command.encode()):08x}_{dataset}_{seed}{length}"
-    name, *given = shlex.split(command)
-    script(name, out, *given, "--dataset", dataset, "--data", options.data, "--seed", seed, *more)
+    return Path(options.out) / f"{readable}_{crc32(command.encode()):08x}_{dataset}_{seed}{length}"
+
+
+def trained_in(out):
+    """The run's folder of the training that was made in `out`."""
     (weights,) = (out / "weights").glob("*_net.pth")
     return weights.with_name(weights.name.removesuffix("_net.pth"))
+
+
+def train(options, command, dataset, seed, length, *more):
+    """Train by a command with `more` options; the folder of its run."""
+    out = place(options, command, dataset, seed, length)
+    name, *given = shlex.split(command)
+    script(name, out, *given, "--dataset", dataset, "--data", options.data, "--seed", seed, *more)
+    return trained_in(out)
 
 
 def measure_pace(options, command, dataset):
@@ -80,6 +95,7 @@ def run_part(options, paces, asked, dataset, seed, command):
     weights = load_state(f"{run}_net.pth")["weights"]
     parameters = sum(v.numel() for k, v in weights.items() if not k.endswith(("_mean", "_var", "_tracked")))
     row = {"command": command, "dataset": dataset, "seed": seed, "asked_minutes": asked}
+    row |= {"fold_auc": fold_auc(run, options.data, dataset)} if options.folds else {}
     return row | {"parameters_millions": round(parameters / 1e6, 4)} | facts(run)
 
 
@@ -116,6 +132,8 @@ def main(arguments=None):
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help="a script and its options, in one string")
     parser.add_argument("--sets", nargs="+", default=["phantom"], help="prepared sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings")
+    parser.add_argument("--folds", type=int, default=0, help="compare by cross-validation over patients, so many folds")
+    parser.add_argument("--first", type=int, default=0, help="of the folds, only so many")
     parser.add_argument("--minutes", type=float, nargs="+", default=[], help="lengths of a training")
     options = parser.parse_args(arguments)
     if options.rows:
@@ -124,8 +142,12 @@ def main(arguments=None):
         raise InputError("name at least one command, such as 'chexnet.py --batch-size 32' (see --help)")
     for command in options.commands:
         check_command(command, {"--dataset", "--data", "--seed", "--out", *["--epochs"] * bool(options.minutes)})
-    for name in options.sets:
-        open_set(options.data, name)  # before anything runs for hours; makes the phantom once for all
+    if options.folds and (len(options.sets) > 1 or options.minutes):
+        raise InputError("--folds is for one of --sets, without --minutes")
+    data = [open_set(options.data, name) for name in options.sets]  # before anything runs for hours; makes the phantom
+    if options.folds:
+        options.data = Path(options.out) / "sets"
+        options.sets = make_folds(*data, options.data, options.folds)[: options.first or None]
 
     paces = dict.fromkeys(product(options.commands, options.sets) if options.minutes else ())
     measured = side_by_side([partial(measure_pace, options, *training) for training in paces], options.jobs)
@@ -133,7 +155,13 @@ def main(arguments=None):
     trainings = product(options.minutes or [""], options.sets, options.seeds, options.commands)
     parts = [partial(run_part, options, paces, *training) for training in dict.fromkeys(trainings)]
     out = Path(options.out) / "trainings.csv"
-    return report(collect(out, read, KEY, parts, options.jobs), out)
+    report(collect(out, read, KEY, parts, options.jobs), out)
+    if options.folds:
+        runs = {
+            name: {c: [trained_in(place(options, c, name, seed)) for seed in options.seeds] for c in options.commands}
+            for name in options.sets
+        }
+        report_folds(compare(runs, options.data), out.with_name("folds"))
 
 
 if __name__ == "__main__":

@@ -8,23 +8,28 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from benchmarks import compare, hypergradient, parts, speed, stats, trainings
+from benchmarks import compare, folds, hypergradient, parts, speed, stats, trainings
+from dataset import Films, load_set
 from genotypes import PUBLISHED, load_genotype, random_genotype
 from model_eval import Network
-from scores import AVERAGE, COSTS, read_scores
+from report.networks import load_network
+from scores import AVERAGE, COSTS, auc_per_finding, read_scores
 from support.files import InputError
 from tests.conftest import start
 from tests.test_scripts import NETWORK, ROOT, SMALL
+from utils import predict
 
 DARTS_V1, DARTS_V2 = PUBLISHED["DARTS_V1"], PUBLISHED["DARTS_V2"]
 CHEXNET = " ".join(SMALL[2:])  # without the set, which the benchmarks choose
@@ -169,6 +174,60 @@ def test_trainings_have_the_epochs_that_fit_into_the_minutes_asked(here, tmp_pat
     trainings.main(options)  # the row takes the place of the old one
     again = pd.read_csv(tmp_path / "trainings.csv").sort_values("asked_minutes", ignore_index=True)
     pd.testing.assert_frame_equal(again, trained)
+
+
+def test_folds_leave_out_every_patient_once_and_never_touch_test(small_set, tmp_path):
+    data = load_set(small_set / "noise")
+    names = folds.make_folds(data, tmp_path, 3)
+    assert names == folds.make_folds(data, tmp_path, 3) == [f"noise_fold{k}of3" for k in (1, 2, 3)]
+    seen = data.table[data.table["split"] != "test"]
+    left_out = []
+    for name in names:
+        fold = load_set(tmp_path / name)
+        assert sorted(fold.table["Image Index"]) == sorted(seen["Image Index"])
+        assert (fold.preset, fold.findings, fold.synthetic) == (data.preset, data.findings, data.synthetic)
+        where = data.table["Image Index"].isin(fold.table["Image Index"])
+        assert np.array_equal(fold.images, data.images[where]) and np.array_equal(fold.labels, data.labels[where])
+        patients = fold.table.groupby("split")["Patient ID"].nunique()
+        assert patients.tolist() == [patients["test"], *{13: [24, 3], 14: [23, 3]}[patients["test"]]]
+        left_out += fold.table["Patient ID"][fold.rows("test")].unique().tolist()
+    assert sorted(left_out) == sorted(seen["Patient ID"].unique())
+    with pytest.raises(InputError, match="--folds is 5 and must be 2 to 4, for 40 patients"):
+        folds.make_folds(data, tmp_path, 5)
+    with pytest.raises(InputError, match="noise_fold1of3: made of another version of noise: move it away"):
+        folds.make_folds(replace(data, checksum="other"), tmp_path, 3)
+
+
+def test_trainings_are_compared_on_the_parts_that_were_left_out(here, tmp_path):
+    command = f"val_train.py --genotype DARTS_V1 {CELL}"
+    commands = [command, f"{command} --standardise"]
+    trainings.main([*commands, "--sets", "noise", "--folds", "4", "--first", "3", *here, "--out", str(tmp_path)])
+    rows = pd.read_csv(tmp_path / "trainings.csv").set_index(["command", "dataset"])
+    wins, pairs = np.zeros((2, 14)), np.zeros(14)
+    for k in (1, 2, 3):
+        fold = load_set(tmp_path / "sets" / f"noise_fold{k}of4")
+        labels = fold.labels[fold.rows("test")] == 1
+        pairs += labels.sum(0) * (~labels).sum(0)
+        for c, text in enumerate(commands):
+            (weights,) = trainings.place(SimpleNamespace(out=tmp_path), text, fold.name, 0).glob("weights/*_net.pth")
+            network, _ = load_network(weights)
+            films = Films(fold, "test", 32, torch.device("cpu"), standardise=c == 1)
+            p, _ = predict(network, films, 64)
+            for finding, (positive, score) in enumerate(zip(labels.T, p.T, strict=True)):
+                wins[c, finding] += (score[positive][:, None] > score[~positive]).sum()
+            assert rows["fold_auc"][text, fold.name] == pytest.approx(np.nanmean(auc_per_finding(labels, p)), abs=1e-12)
+    compared = pd.read_csv(tmp_path / "folds.csv")
+    known = compared["findings"][0]  # all but those that too many resamples cannot score
+    assert 10 <= known <= 14 and (compared["folds"] == 3).all()
+    if known == 14:
+        assert compared["auc"].to_numpy() == pytest.approx((wins / pairs).mean(axis=1), abs=1e-12)
+    first, second = compared.itertuples()
+    assert first.low < first.auc < first.high and np.isnan(first.difference)
+    assert second.difference == pytest.approx(second.auc - first.auc, abs=1e-12)
+    assert second.difference_low < second.difference < second.difference_high
+    better = rows["fold_auc"][commands[1]] > rows["fold_auc"][commands[0]]
+    assert second.better_folds == better.sum()
+    assert f"| {better.sum()} of 3 |" in (tmp_path / "folds.md").read_text()
 
 
 REFUSED = [

@@ -1,0 +1,120 @@
+"""Cross-validation over patients: how good trainings are on films of a set's train and val that they did not see.
+
+The patients of train and val are divided into parts of equal size. For each part, a fold is a set of its own: the part
+is its `test`, a tenth of the other patients its `val`, on which a training chooses its epoch, and the rest its `train`.
+The set's own test films are in none of them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.parts import format_table
+from benchmarks.stats import auc_over_folds
+from dataset import Films, load_set, read_source, write_set
+from report.networks import load_network
+from report.predictions import read_predictions, write_predictions
+from scores import auc_per_finding, interval
+from support.files import InputError, write
+from utils import predict
+
+RESAMPLES = 2000  # of patients, for the intervals
+VAL = 10  # one in so many of the patients that are not left out is in val
+AUC = ["auc", "low", "high"]
+GAP = ["difference", "difference_low", "difference_high"]  # to the first command
+
+
+def make_folds(data, folder, folds):
+    """Write the folds of a `PreparedSet` below `folder`, where they are not there yet; their names. Raises InputError.
+
+    Which patient is where depends on the patients alone.
+    """
+    rows = np.flatnonzero(data.table["split"] != "test")
+    table = data.table.iloc[rows]
+    patients = np.unique(table["Patient ID"])
+    if not 2 <= folds <= len(patients) // VAL:
+        raise InputError(f"--folds is {folds} and must be 2 to {len(patients) // VAL}, for {len(patients)} patients")
+    patients = patients[torch.randperm(len(patients), generator=torch.Generator().manual_seed(0))]
+    names = [f"{data.name}_fold{k + 1}of{folds}" for k in range(folds)]
+    for k, name in enumerate(names):
+        at = Path(folder) / name
+        if (at / "source.json").exists():
+            if read_source(at).get("divided") != data.checksum:
+                raise InputError(f"{at}: made of another version of {data.name}: move it away, or give another --out")
+            continue
+        others = np.delete(patients, slice(k, None, folds))
+        split = dict.fromkeys(patients, "test") | dict.fromkeys(others, "train") | dict.fromkeys(others[::VAL], "val")
+        source = {fact: getattr(data, fact) for fact in ("findings", "preset", "synthetic", "patients")}
+        source |= {"origin": f"fold {k + 1} of {folds} of {data.name}", "divided": data.checksum}
+        write_set(at, data.images[rows], table.assign(split=table["Patient ID"].map(split)), source)
+    return names
+
+
+def score_fold(run, fold):
+    """A training's probabilities on the part of a fold that was left out, (N, findings); written into its folder."""
+    path, names = run / "predictions.csv", fold.table["Image Index"].to_numpy()[fold.rows("test")]
+    if not path.exists():
+        network, saved = load_network(f"{run}_net.pth")
+        films = Films(fold, "test", saved["settings"]["crop"], torch.device("cpu")).seen_by(saved["settings"])
+        write_predictions(path, names, fold.findings, predict(network, films, 64)[0])
+    return read_predictions(path, names, fold.findings)
+
+
+def fold_auc(run, data, name):
+    """A training's mean AUC over the findings on the part that was left out. data: the folder of the folds."""
+    fold = load_set(Path(data) / name)
+    return float(np.nanmean(auc_per_finding(fold.labels[fold.rows("test")], score_fold(run, fold))))
+
+
+def compare(runs, data):
+    """The commands' AUC over all folds and their differences to the first, a data frame with a row for each.
+
+    runs {fold's name: {command: [the runs' folders, one for each seed]}}; data: the folder of the folds. Intervals are
+    over patients, resampled within their fold: they tell nothing of how much two trainings of one command differ.
+    """
+    folds, single = [], []
+    for name, trained in runs.items():
+        fold = load_set(Path(data) / name)
+        rows = fold.rows("test")
+        labels, patients = fold.labels[rows] == 1, fold.table["Patient ID"].to_numpy()[rows]
+        folds.append((labels, patients, {c: [score_fold(run, fold) for run in each] for c, each in trained.items()}))
+        single.append(
+            {c: np.mean([np.nanmean(auc_per_finding(labels, p)) for p in each]) for c, each in folds[-1][2].items()}
+        )
+    auc, findings = auc_over_folds(folds, RESAMPLES)
+    first, rows = next(iter(auc)), []
+    for command, average in auc.items():
+        row = {"command": command, "folds": len(folds), "seeds": len(folds[0][2][command]), "findings": findings}
+        row |= dict(zip(AUC, (average[0], *interval(average[1:])), strict=True))
+        if command != first:
+            gap = average - auc[first]
+            row |= dict(zip(GAP, (gap[0], *interval(gap[1:])), strict=True))
+            row["better_folds"] = sum(fold[command] > fold[first] for fold in single)
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["command", "folds", "seeds", "findings", *AUC, *GAP, "better_folds"])
+
+
+def format_folds(compared):
+    """The frame of `compare` as a Markdown table."""
+    lines = []
+    for row in compared.itertuples():
+        gap = ["", ""]
+        if not np.isnan(row.difference):
+            gap = [f"{row.difference:+.3f} [{row.difference_low:+.3f}, {row.difference_high:+.3f}]"]
+            gap += [f"{row.better_folds:.0f} of {row.folds}"]
+        lines.append([f"`{row.command}`", f"{row.auc:.3f} [{row.low:.3f}, {row.high:.3f}]", *gap])
+    row = compared.iloc[0]
+    notes = (
+        f"Mean AUC over {row.findings} findings, over all pairs of films of one fold; folds: {row.folds}, seeds: "
+        f"{row.seeds}. In brackets: 95 % intervals over patients, who are resampled within their fold."
+    )
+    return format_table(["AUC", "difference to the first", "better folds"], lines, notes)
+
+
+def report_folds(compared, out):
+    """Write the frame of `compare` as <out>.csv and <out>.md, and print it."""
+    write(out.with_suffix(".csv"), compared.to_csv(index=False, lineterminator="\n"))
+    write(out.with_suffix(".md"), format_folds(compared))
+    print(format_folds(compared))
