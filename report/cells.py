@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -25,6 +26,12 @@ WORDS = {name: re.sub(r"(\d)x(\d)", r"\1×\2", name.replace("_", " ")) for name 
 # Intermediate nodes have the numbers of genotype.txt, where the inputs c_{k-2} and c_{k-1} are 0 and 1.
 NODE_NAMES = (r"$c_{k-2}$", r"$c_{k-1}$", *map(str, INTERMEDIATE), r"$c_k$")
 COLUMN, FIRST_TRACK, TRACK, CELL_HEIGHT = 1.9, 0.5, 0.29, 3.35  # inches, of a drawn cell
+
+
+def new_figure(width, height, **look):
+    """An empty figure, in inches, with Matplotlib's defaults, whatever style the user has chosen for Matplotlib."""
+    matplotlib.rcdefaults()
+    return Figure(figsize=(width, height), dpi=150, **look)
 
 
 def save_picture(save, path, **options):
@@ -54,7 +61,7 @@ def add_arrow(axes, *points, colour=DARK):
 def cells_figure(genotype, title=""):
     """A figure: the genotype's normal cell above its reduction cell."""
     width, height = COLUMN * NODES + 1.8, 2 * CELL_HEIGHT + 0.1
-    figure = Figure(figsize=(width, height), dpi=150)  # the axes measure in inches
+    figure = new_figure(width, height)  # the axes measure in inches
     axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=(), xlim=(0, width), ylim=(0, height))
     add_cell(axes, CELL_HEIGHT, f"Normal cell   {title}", genotype.normal, genotype.normal_concat)
     add_cell(axes, 0, f"Reduction cell   {title}", genotype.reduce, genotype.reduce_concat)

@@ -11,13 +11,12 @@ from itertools import compress, cycle
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy.special import softmax
 from sklearn.metrics import auc, roc_curve
 
 from genotypes import EDGES, PRIMITIVES, load_genotype, parse_genotype
-from report.cells import DARK, FAINT, SMALL, WORDS, add_text, cells_figure, draw_cells_over_epochs, save_picture
+from report.cells import DARK, FAINT, SMALL, WORDS, cells_figure, draw_cells_over_epochs, new_figure, save_picture
 from support.files import InputError, read_text
 from support.settings import guarded
 
@@ -30,7 +29,7 @@ def make_panels(count, columns, width, height):
     """A figure and its `count` axes of `width` × `height` inches, at most `columns` in a row. No labels overlap."""
     columns = min(columns, max(count, 3))  # the legend of a single panel needs the width of three
     rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
+    figure = new_figure(width * columns, height * rows, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[count:]:
         axes.axis("off")
@@ -105,7 +104,7 @@ def draw_roc(path, labels, probabilities, findings):
         axes.set_title(findings[k].replace("_", " "), fontsize=10)
         known = [not np.isnan(scores[:, k]).any() for scores in probabilities.values()]
         if labels[:, k].min() == labels[:, k].max() or not any(known):
-            add_text(axes, 0.5, 0.5, "n/a", ha="center")
+            axes.text(0.5, 0.5, "n/a", ha="center", va="center")
             continue
         for scores, style in compress(zip(probabilities.values(), styles, strict=True), known):
             false, true, _ = roc_curve(labels[:, k], scores[:, k])

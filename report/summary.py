@@ -8,10 +8,9 @@ Colours and boxes are those of report/cells.py.
 import argparse
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from genotypes import EDGES, INPUT_NODES, PUBLISHED
-from report.cells import FAINT, KIND, KINDS, NODE_NAMES, PALE, add_arrow, add_box, add_text, save_picture
+from report.cells import FAINT, KIND, KINDS, NODE_NAMES, PALE, add_arrow, add_box, add_text, new_figure, save_picture
 from support.settings import guarded
 
 WIDTH, HEIGHT = 9, 7.2  # inches; the axes measure in inches, too
@@ -21,7 +20,7 @@ RING = np.array([(-1, 0.55), (-1, -0.55), (-0.35, 1), (-0.35, -1), (0.45, 0.9), 
 
 def draw_summary(path):
     """The whole figure, four panels."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=150)
+    figure = new_figure(WIDTH, HEIGHT)
     axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=(), xlim=(0, WIDTH), ylim=(0, HEIGHT))
     draw_mixed_cell(axes)
     draw_network(axes)

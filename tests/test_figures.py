@@ -1,8 +1,11 @@
 """The pictures: nothing overlaps in a drawn cell, class activations add up, every picture shows something."""
 
 import json
+import os
+import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +26,7 @@ from report.cells import cells_figure
 from report.summary import draw_summary
 
 EPOCHS = 3
-PICTURES = ("cells.png", "cells.gif", "alphas.png", "search.png")  # of a search
+ROOT = Path(__file__).parent.parent
 
 
 def search_rows():
@@ -37,6 +40,10 @@ def search_rows():
         rows[-1]["genotype"] = format_genotype(random_genotype(1))  # equal frames, but for the epoch's number
     rows[1]["alpha_loss"], rows[2]["alpha_loss"] = None, 0.31
     return rows
+
+
+def training_rows():
+    return [{key: row[key] for key in ("epoch", "train_loss", "val_loss", "val_auc")} for row in search_rows()]
 
 
 def write_rows(folder, rows):
@@ -166,8 +173,7 @@ def test_pictures_of_a_search_and_of_a_training(tmp_path):
     search = write_rows(tmp_path / "search", search_rows())
     save_genotype(search / "genotype.txt", random_genotype(2))
     figures.draw_run(search)
-    rows = [{key: row[key] for key in ("epoch", "train_loss", "val_loss", "val_auc")} for row in search_rows()]
-    training = write_rows(tmp_path / "training", rows)
+    training = write_rows(tmp_path / "training", training_rows())
     figures.draw_run(training)
     assert {path.name for path in search.glob("*.[pg][ni][gf]")} == {
         "cells.png",
@@ -179,6 +185,21 @@ def test_pictures_of_a_search_and_of_a_training(tmp_path):
         check_picture(path)
     with Image.open(search / "cells.gif") as image:
         assert image.n_frames == EPOCHS
+
+
+def test_pictures_are_the_same_whatever_the_user_has_chosen_for_matplotlib(tmp_path):
+    style = "text.usetex: True\nfont.family: Nowhere\nfigure.facecolor: black\nsavefig.bbox: tight\n"
+    (tmp_path / "matplotlibrc").write_text(style)  # Matplotlib reads it in the folder where it is imported
+    training = write_rows(tmp_path / "training", training_rows())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://of_a_notebook"}
+    command = [sys.executable, "-m", "report.figures", "training"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    picture = (training / "training.png").read_bytes()
+    figures.draw_run(training)
+    assert (training / "training.png").read_bytes() == picture
+    sources = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("report/*.py"))
+    assert sources.count(" Figure(") == 1 and "pyplot" not in sources  # all figures are made in that one place
 
 
 def test_a_folder_that_is_no_run_gets_one_line(tmp_path, monkeypatch, one_line):
