@@ -189,6 +189,15 @@ def test_predictions_alone_make_a_table(copy, small_set, capsys):
     assert "Activation maps" not in page and "Settings" not in page
 
 
+def test_a_full_gpu_names_the_one_setting_that_helps(copy, table, monkeypatch, one_line):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model_eval.Network, "forward", full)
+    line = one_line(table, copy, status=1)
+    assert line == "error: the GPU's memory is full: lower --batch-size\n"
+
+
 def test_a_second_process_is_refused(copy, table, one_line):
     before = files(copy / "results")
     with FileLock(copy / "results" / "lock"):
