@@ -16,7 +16,7 @@ from dataset import Films, open_set
 from report.activations import draw_examples
 from report.figures import draw_auc, draw_roc
 from report.networks import common_crop, costs, find_networks
-from report.own_films import open_own_films, score_own_films
+from report.own_films import open_own_films, show_own_films
 from report.page import write_page
 from report.predictions import read_others, write_predictions
 from report.tables import as_markdown, describe, remarks
@@ -66,10 +66,12 @@ def main(settings):
     held = lock(folder / "lock") if ranks.rank() == 0 else None
 
     # Probabilities
-    cost, probabilities = {}, {}
+    cost, probabilities, of_own = {}, {}, {}
     for name, (network, saved) in networks.items():
-        cost[name], seen = costs(network, films.crop), films.seen_by(saved["settings"])
-        probabilities[name], _ = utils.predict(network.to(device), seen, settings.batch_size)
+        cost[name], how = costs(network, films.crop), saved["settings"]
+        probabilities[name], _ = utils.predict(network.to(device), films.seen_by(how), settings.batch_size)
+        if own:
+            of_own[name], _ = utils.predict(network, own.seen_by(how), settings.batch_size)
     probabilities |= others
     if ranks.rank() > 0:  # under torchrun the ranks share the predictions, and the first one makes the table
         return
@@ -96,7 +98,7 @@ def main(settings):
     examples = draw_examples(folder, films, data.findings, probabilities, networks)
     sheets = {}
     if own:
-        sheets = score_own_films(folder, own, data.findings, networks, settings.batch_size)
+        sheets = show_own_films(folder, own, data.findings, networks, of_own)
         print(f"films in {settings.films}: {len(own)}, scored by networks of {data.name} ({data.notice}); no diagnosis")
     write_page(settings.out, data, table, lines, examples, sheets, networks)
     print(f"{folder / 'index.html'} shows all of it; auc.md, auc.csv, predictions and pictures lie beside it")

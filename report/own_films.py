@@ -1,4 +1,4 @@
-"""Reads a user's own films like those of a set, scores them with each network, and draws activation maps.
+"""Reads a user's own films like those of a set, and shows what each network makes of them, with activation maps.
 
 They have no labels, so there is no AUC. Nothing here is a diagnosis.
 """
@@ -16,7 +16,6 @@ from report.activations import Sheet, class_activation, draw_sheet, map_note, ov
 from report.predictions import write_predictions
 from support.files import InputError
 from support.progress import progress
-from utils import predict
 
 STRONGEST = 5  # findings of a film whose activation maps are shown: those with the highest probabilities
 
@@ -62,18 +61,18 @@ def read_film(path, size):
         raise InputError(f"{path}: {error}: give it as it was taken, or move it away") from None
 
 
-def score_own_films(folder, films, findings, networks, batch_size):
+def show_own_films(folder, films, findings, networks, probabilities):
     """Write films_<network>.csv into `folder`, and for each film a sheet, films/<film>.png.
 
-    films: of `open_own_films`; networks {name: (network, its file)}. Returns {film: {name: `Sheet`}}.
+    films: of `open_own_films`; networks {name: (network, its file)}; probabilities {name: (N, findings)}. Returns
+    {film: {name: `Sheet`}}.
     """
     sheets = {film: {} for film in films.names}
     for name, (network, saved) in networks.items():
         seen = films.seen_by(saved["settings"])
-        probabilities, _ = predict(network, seen, batch_size)
-        write_predictions(folder / f"films_{name}.csv", films.names, findings, probabilities)
+        write_predictions(folder / f"films_{name}.csv", films.names, findings, probabilities[name])
         for k, film in enumerate(films.names):
-            sheets[film][name] = strongest(network, seen, k, findings, probabilities[k])
+            sheets[film][name] = strongest(network, seen, k, findings, probabilities[name][k])
     (folder / "films").mkdir(exist_ok=True)
     for film, of_network in progress(sheets.items(), "sheets", len(sheets)):
         pictures, captions = [], []

@@ -13,7 +13,9 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 
+import test as table_script
 import utils
 from architect import Architect
 from dataset import FINDINGS, Films, Sampler, load_set
@@ -23,7 +25,8 @@ from model_search import Network
 from support import ranks, runs
 from tests.conftest import equal
 from tests.test_resume import SCRIPTS, compare, start
-from tests.test_scripts import NETWORK, ROOT, SMALL, metrics
+from tests.test_scripts import NETWORK, ROOT, SMALL, metrics, run
+from tests.test_table import save_network
 
 CPU = torch.device("cpu")
 BATCH = 8
@@ -131,8 +134,7 @@ def test_evaluation_scores_every_film_once_with_the_statistics_of_rank_0(both, s
 
 def launch(script, data, out, *options):
     """A script under torchrun with two ranks, which write a checkpoint and ask for signals after every step."""
-    common = [*SMALL, "--data", str(data), "--out", str(out), *options]
-    command = [*TORCHRUN, __file__, str(ROOT / script), *common]
+    command = [*TORCHRUN, __file__, str(ROOT / script), "--data", str(data), "--out", str(out), *options]
     return subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -141,7 +143,7 @@ def launch(script, data, out, *options):
 def train_on_two_ranks(name, data, out, *options):
     """A training under torchrun; its checkpoint."""
     script, more, folder = SCRIPTS[name]
-    process = launch(Path(script.__file__).name, data, out, *more, *options)
+    process = launch(Path(script.__file__).name, data, out, *SMALL, *more, *options)
     printed, error = process.communicate(timeout=200)
     assert process.returncode == 0, error[-3000:]
     rows = metrics(out / folder)
@@ -180,6 +182,21 @@ def test_chexnet_trains_on_two_ranks(small_set, tmp_path):
     assert len(list(tmp_path.glob("weights/*_net.pth"))) == 1
 
 
+@pytest.mark.long
+def test_two_ranks_share_the_work_of_the_table(small_set, tmp_path, table_alone):
+    data = load_set(small_set / "noise")
+    save_network(tmp_path / "weights", "first_order", data)
+    (tmp_path / "own").mkdir()
+    Image.fromarray(data.images[0]).save(tmp_path / "own" / "a.png")
+    options = ["--films", str(tmp_path / "own"), "--batch-size", "5"]
+    process = launch("test.py", small_set, tmp_path, "--dataset", "noise", "--device", "cpu", *options)
+    printed, error = process.communicate(timeout=200)
+    assert process.returncode == 0 and printed.count("**AUC on the test split") == 1, error[-3000:]
+    tables = {path: path.read_bytes() for path in (tmp_path / "results").glob("*.csv")}
+    run(table_script, small_set, tmp_path, *options)
+    assert len(tables) == 3 and tables == {path: path.read_bytes() for path in tables}
+
+
 def rank_pids(process):
     """{rank: pid} of the processes that torchrun has started (Linux)."""
     found = {}
@@ -200,7 +217,7 @@ def wait_for(path, process):
 
 
 def search_on_two_ranks(data, out):
-    return launch("search_train.py", data, out, *NETWORK, "--epochs", "2")
+    return launch("search_train.py", data, out, *SMALL, *NETWORK, "--epochs", "2")
 
 
 @pytest.mark.long
