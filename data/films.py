@@ -90,7 +90,7 @@ def reduce_film(file, size):
     except Exception as error:  # a broken file may raise anything: SyntaxError, zlib.error, struct.error, ...
         raise OSError(f"the film does not decode: {error}") from None
     if small:
-        raise OSError(f"the film is smaller than {size} px: choose a smaller --size")
+        raise OSError(f"the film is smaller than {size} px, the size of the set's films")
     if sum(film.histogram()[DARK:]) < 0.01 * film.width * film.height:
         raise OSError(f"the film is nearly black: 99 % of its grey values are below {DARK} of 255")
     return np.asarray(ImageOps.pad(film, (size, size), method=FILTER))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from data.films import film_key, is_film, is_whole, reduce_film, walk
 from dataset import Films
@@ -52,9 +51,6 @@ def read_film(path, size):
     """A film as uint8 (size, size). Raises InputError."""
     if not is_whole(path):
         raise InputError(f"{path}: damaged, or no picture: give it whole, or move it away")
-    with Image.open(path) as film:
-        if max(film.size) < size:
-            raise InputError(f"{path}: smaller than the set's films, {size} px: give it larger, or move it away")
     try:
         return reduce_film(path, size)
     except OSError as error:

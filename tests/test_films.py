@@ -115,7 +115,7 @@ def film(value, kind, share=0.0, white=0):
         (film(0.5, np.float32), "grey values of type float32"),
         (film(-5, np.int32), "from -5 to -5, not 0 to 65535"),
         (film(65536, np.int32), "from 65536 to 65536, not 0 to 65535"),
-        (film(200, np.uint8)[: SIZE - 1, : SIZE - 1], "smaller than 32 px: choose a smaller --size"),
+        (film(200, np.uint8)[: SIZE - 1, : SIZE - 1], "smaller than 32 px, the size of the set's films"),
     ],
 )
 def test_films_with_values_far_below_their_range_and_small_films_are_refused(values, problem, tmp_path):
