@@ -14,6 +14,7 @@ from report.figures import make_panels
 from scores import BASELINE
 
 LOWERS, RAISES = "#2f86d6", "#ffb000"  # colours of what lowers a logit, and of what raises it
+MAP_NOTE = "Each map has a scale of its own, and one value for 32 × 32 pixels, drawn smoothly."
 
 
 class Sheet(NamedTuple):
@@ -43,11 +44,6 @@ def overlay(film, values):
     share = smooth[0, 0, :, :, None].numpy() / (np.abs(values).max() or 1)
     opacity, colour = 0.7 * np.abs(share), 255 * np.where(share < 0, to_rgb(LOWERS), to_rgb(RAISES))
     return (film[:, :, None] * (1 - opacity) + colour * opacity).round().astype(np.uint8)
-
-
-def map_note(maps):
-    """A line on how to read activation maps (..., h, w)."""
-    return f"Each map has a scale of its own, and {maps.shape[-2]} × {maps.shape[-1]} values, drawn smoothly."
 
 
 def draw_sheet(path, sheet):
@@ -85,6 +81,6 @@ def draw_examples(folder, films, findings, probabilities, networks):
         maps = class_activation(network, films.seen_by(saved["settings"]).eval_batch(chosen))
         maps = maps[np.arange(len(present)), present].cpu().numpy()
         captions = [f"{findings[k]}\n{probabilities[name][i, k]:.2f}" for i, k in zip(index, present, strict=True)]
-        sheets[name] = Sheet([*map(overlay, grey, maps)], captions, map_note(maps))
+        sheets[name] = Sheet([*map(overlay, grey, maps)], captions, MAP_NOTE)
         draw_sheet(folder / f"activation_{name}.png", sheets[name])
     return sheets

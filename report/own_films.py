@@ -11,7 +11,7 @@ import pandas as pd
 
 from data.films import film_key, is_film, is_whole, reduce_film, walk
 from dataset import Films
-from report.activations import Sheet, class_activation, draw_sheet, map_note, overlay
+from report.activations import MAP_NOTE, Sheet, class_activation, draw_sheet, overlay
 from report.predictions import write_predictions
 from support.files import InputError
 from support.progress import progress
@@ -87,4 +87,4 @@ def strongest(network, films, k, findings, probabilities):
     film = films.whole(slice(k, k + 1))[0].round().byte().cpu().numpy()
     shown = np.argsort(-probabilities, kind="stable")[:STRONGEST]
     captions = [f"{findings[k]}\n{probabilities[k]:.2f}" for k in shown]
-    return Sheet([film, *(overlay(film, maps[k]) for k in shown)], ["", *captions], map_note(maps))
+    return Sheet([film, *(overlay(film, maps[k]) for k in shown)], ["", *captions], MAP_NOTE)

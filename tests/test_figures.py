@@ -175,12 +175,8 @@ def test_pictures_of_a_search_and_of_a_training(tmp_path):
     figures.draw_run(search)
     training = write_rows(tmp_path / "training", training_rows())
     figures.draw_run(training)
-    assert {path.name for path in search.glob("*.[pg][ni][gf]")} == {
-        "cells.png",
-        "cells.gif",
-        "alphas.png",
-        "search.png",
-    }
+    drawn = {path.name for path in search.glob("*.[pg][ni][gf]")}
+    assert drawn == {"cells.png", "cells.gif", "alphas.png", "search.png"}
     for path in [*search.glob("*.[pg][ni][gf]"), training / "training.png"]:
         check_picture(path)
     with Image.open(search / "cells.gif") as image:

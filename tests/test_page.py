@@ -142,7 +142,7 @@ def test_the_captions_have_the_probabilities(made, small_set):
         assert texts[place - 1] == name and texts[place : place + len(FINDINGS)] == expected
     (own,) = pd.read_csv(made / "results" / "films_chexnet.csv").iloc[:, 1:].to_numpy()
     assert f"{FINDINGS[own.argmax()].replace('_', ' ')}\n{own.max():.2f}" in texts
-    assert "raises it. Each map has a scale of its own, and 1 × 1 values, drawn smoothly." in texts
+    assert "raises it. Each map has a scale of its own, and one value for 32 × 32 pixels, drawn smoothly." in texts
 
 
 def test_the_notice_stands_on_top_and_films_are_no_diagnosis(made):
