@@ -108,10 +108,7 @@ def half_jpeg(path):
         (lambda own: half(own / "a.png"), "own/a.png: damaged, or no picture"),
         (lambda own: half_jpeg(own / "j.jpg"), "own/j.jpg: the film does not decode"),
         (lambda own: Image.new("L", (80, 80), 3).save(own / "a.png"), "own/a.png: the film is nearly black"),
-        (
-            lambda own: Image.new("L", (40, 40)).save(own / "a.png"),
-            "own/a.png: the film is smaller than 64 px, the size",
-        ),
+        (lambda own: Image.new("L", (40, 40)).save(own / "a.png"), "own/a.png: the film is smaller than 64 px"),
         (lambda own: shutil.copy(own / "a.png", own / "more" / "A.jpg"), "own/more/A.jpg have one name: rename one"),
     ],
     ids=["no folder", "no film", "broken", "broken jpeg", "black", "small", "twice"],
