@@ -56,12 +56,12 @@ def main(settings):
     optional = bool(settings.predictions) and not settings.films
     networks = find_networks(Path(settings.out) / "weights", data, settings.second_order, optional)
     films = Films(data, "test", common_crop(networks, data), device)
-    others = read_others(settings.predictions, networks, films.names, data.findings)
+    folder = Path(settings.out) / "results"
+    others = read_others(settings.predictions, networks, films.names, data.findings, folder)
     own = None
     if settings.films:
-        own = open_own_films(settings.films, data, films.crop, device, settings.films_anyway)
+        own = open_own_films(settings.films, data, films.crop, device, settings.films_anyway, folder)
 
-    folder = Path(settings.out) / "results"
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder / "lock") if ranks.rank() == 0 else None
 

@@ -3,6 +3,7 @@
 They have no labels, so there is no AUC. Nothing here is a diagnosis.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from support.progress import progress
 STRONGEST = 5  # findings of a film whose activation maps are shown: those with the highest probabilities
 
 
-def open_own_films(folder, data, crop, device, anyway):
+def open_own_films(folder, data, crop, device, anyway, results):
     """The films anywhere below `folder`, in the order of their names, as `dataset.Films` without labels.
 
     Each is squared with black and reduced to the size of the films of the prepared set `data`, as these were. Raises
     InputError, naming the film, for one that is broken or too small, and for two of one name; for a folder without a
-    film; and where the set is synthetic and a film is not one of its own, pixel by pixel, unless `anyway` is true.
+    film; for one in the folder `results`, where its sheet might take its place; and where the set is synthetic and a
+    film is not one of its own, pixel by pixel, unless `anyway` is true.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is not a folder: give --films the folder with the films")
@@ -35,6 +37,9 @@ def open_own_films(folder, data, crop, device, anyway):
     if not found:
         raise InputError(f"{folder} has no film (.png, .jpg, .jpeg) in it: convert others, such as DICOM, to PNG")
     paths = [found[name] for name in sorted(found)]
+    for path in paths:
+        if os.path.realpath(path).startswith(os.path.realpath(results) + os.sep):
+            raise InputError(f"{path}: lies in {results}, where sheets are written: give --films another folder")
     images = np.stack([read_film(path, data.images.shape[1]) for path in paths])
     if data.synthetic and not anyway:
         known = {film.tobytes() for film in data.images}

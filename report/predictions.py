@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import re
 
 import numpy as np
@@ -21,14 +22,21 @@ def write_predictions(path, films, findings, probabilities):
     write(path, pd.DataFrame({"Image Index": films} | columns).to_csv(index=False, lineterminator="\n"))
 
 
-def read_others(items, taken, films, findings):
-    """{name: what `read_predictions` returns} of the items NAME=FILE; taken: names in use. Raises InputError."""
+def read_others(items, taken, films, findings, results):
+    """{name: what `read_predictions` returns} of the items NAME=FILE. Raises InputError.
+
+    taken: names of networks, whose own files will be written into the folder `results`.
+    """
     others = {}
+    written = [os.path.realpath(results / f"{kind}_{name}.csv") for kind in ("predictions", "films") for name in taken]
     for item in [items] if isinstance(items, str) else items:  # PREDICTIONS may be edited to a single text
         name, _, path = (part.strip() for part in item.partition("="))
         if not path or name in taken or name in others:
             raise InputError(f"--predictions {item!r}: must be NAME=FILE.csv, with a name that is not yet in use")
         check_name(name)
+        path = os.path.expanduser(path)
+        if os.path.realpath(path) in written:
+            raise InputError(f"{path}: this command writes it anew: rename it, or copy it elsewhere")
         others[name] = read_predictions(path, films, findings)
     return others
 

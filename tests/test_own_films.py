@@ -120,6 +120,16 @@ def test_bad_films_are_named_in_one_line_and_change_nothing(small_set, out, own,
     assert files(out) == before
 
 
+def test_films_among_the_results_are_refused(small_set, out, own, one_line):
+    """Their sheets would take their place, and pictures of results are no films."""
+    score(small_set, out, own)
+    before = files(out)
+    (own.parent / "link").symlink_to(out / "results" / "films")
+    for place in (out / "results" / "films", out, own.parent / "link"):
+        assert "out/results, where sheets are written" in one_line(score, small_set, out, place)
+    assert files(out) == before
+
+
 def test_films_need_a_network(small_set, tmp_path, own, one_line):
     # Another model's column is enough for a table, but scores no film.
     line = one_line(score, small_set, tmp_path, own, "--predictions", "A=a.csv")

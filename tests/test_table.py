@@ -283,7 +283,8 @@ def test_damaged_and_foreign_weights_are_refused(copy, table, one_line):
 
 def test_written_predictions_come_back_exactly(copy, table):
     names = {"A": "second_order", "chexnet": "chexnet"}
-    options = [f"--predictions={mine}={copy}/results/predictions_{name}.csv" for mine, name in names.items()]
+    shutil.copy(copy / "results" / "predictions_second_order.csv", copy / "A.csv")
+    options = [f"--predictions=A={copy}/A.csv", f"--predictions=chexnet={copy}/results/predictions_chexnet.csv"]
     before = read_scores(copy / "results" / "auc.csv")
     scores = table(copy, *options)
     assert columns(scores) == ["first_order", "DARTS_V1", "second_order", "A", "chexnet"]
@@ -303,10 +304,13 @@ def test_written_predictions_come_back_exactly(copy, table):
         (["A={}", "Name=no/file.csv"], "no/file.csv: cannot be read"),
         (["=x.csv"], "a network's name has 1 to 64 of a-z"),
         (["<script>={}"], "a network's name has 1 to 64 of a-z"),
+        (["A={}", "Name={results}/predictions_DARTS_V1.csv"], "DARTS_V1.csv: this command writes it anew: rename it, "),
+        (["A={}", "Name={results}/../results/films_chexnet.csv"], "films_chexnet.csv: this command writes it anew"),
     ],
 )
-def test_bad_prediction_options_are_one_line_and_change_nothing(tabled, table, one_line, options, said):
-    before = files(tabled)
-    path = tabled / "results" / "predictions_chexnet.csv"
-    assert said in one_line(table, tabled, *(f"--predictions={option.format(path)}" for option in options))
+def test_bad_prediction_options_are_one_line_and_change_nothing(tabled, table, tmp_path, one_line, options, said):
+    before, results = files(tabled), tabled / "results"
+    path = shutil.copy(results / "predictions_chexnet.csv", tmp_path)
+    given = [f"--predictions={option.format(path, results=results)}" for option in options]
+    assert said in one_line(table, tabled, *given)
     assert files(tabled) == before
