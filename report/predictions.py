@@ -65,6 +65,8 @@ def read_predictions(path, films, findings):
     for row in np.flatnonzero(differs.any(axis=1)):
         raise InputError(f"{path}: film {films[film_of_row[row]]} is there more than once, with different numbers")
 
+    if decided := ", ".join(finding for k, finding in enumerate(findings) if np.isin(first[:, k], (0, 1)).all()):
+        print(f"{path}: only 0 and 1 for {decided}: are these decisions? An AUC needs probabilities or other scores")
     unknown = np.isnan(first)
     nowhere = unknown.all(axis=0)
     for row, k in np.argwhere(unknown & ~nowhere):

@@ -166,6 +166,13 @@ def test_films_that_differ_only_in_folder_or_extension_match_by_their_whole_name
     assert np.array_equal(read_predictions(at, films[::-1], FINDINGS), VALUES[2::-1])
 
 
+def test_columns_of_zeros_and_ones_get_a_word(at, capsys):
+    values = np.where(np.isin(FINDINGS, ["Mass", "Edema"]), VALUES.round(), VALUES)
+    assert np.array_equal(read(at, frame(values)), values)
+    said = "only 0 and 1 for Mass, Edema: are these decisions? An AUC needs probabilities or other scores\n"
+    assert capsys.readouterr().out == f"{at}: {said}"
+
+
 def test_a_column_with_prob_goes_before_one_of_labels(at):
     assert np.array_equal(read(at, frame().assign(Mass=1, edema=0)), VALUES)
 
