@@ -4,6 +4,7 @@ They have no labels, so there is no AUC. Nothing here is a diagnosis.
 """
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from data.films import film_key, is_film, is_whole, reduce_film, walk
 from dataset import Films
 from report.activations import MAP_NOTE, Sheet, class_activation, draw_sheet, overlay
 from report.predictions import write_predictions
-from support.files import InputError
+from support.files import InputError, read_table
 from support.progress import progress
 
 STRONGEST = 5  # findings of a film whose activation maps are shown: those with the highest probabilities
@@ -63,11 +64,15 @@ def read_film(path, size):
 
 
 def show_own_films(folder, films, findings, networks, probabilities):
-    """Write films_<network>.csv into `folder`, and for each film a sheet, films/<film>.png.
+    """Write films_<network>.csv into `folder`, and for each film a sheet, films/<film>.png, in the place of older ones.
 
     films: of `open_own_films`; networks {name: (network, its file)}; probabilities {name: (N, findings)}. Returns
     {film: {name: `Sheet`}}.
     """
+    for path in folder.glob("films_*.csv"):  # of an earlier call, whose films these files name
+        with suppress(ValueError, KeyError):  # not written here
+            for film in read_table(path)["Image Index"]:
+                sheet_path(folder, film).unlink(missing_ok=True)
     sheets = {film: {} for film in films.names}
     for name, (network, saved) in networks.items():
         seen = films.seen_by(saved["settings"])
@@ -79,8 +84,12 @@ def show_own_films(folder, films, findings, networks, probabilities):
         pictures, captions = [], []
         for name, sheet in of_network.items():
             pictures, captions = pictures + sheet.pictures, [*captions, name, *sheet.captions[1:]]
-        draw_sheet(folder / "films" / f"{Path(film).stem}.png", Sheet(pictures, captions, sheet.note))
+        draw_sheet(sheet_path(folder, film), Sheet(pictures, captions, sheet.note))
     return sheets
+
+
+def sheet_path(folder, film):
+    return folder / "films" / f"{Path(film).stem}.png"
 
 
 def strongest(network, films, k, findings, probabilities):

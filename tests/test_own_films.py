@@ -87,6 +87,19 @@ def test_a_sheet_has_the_strongest_findings_with_their_maps(small_set, out, own,
         assert [picture.ndim for picture in sheet.pictures] == 2 * ([2] + [3] * 5)  # the bare film, and under its maps
 
 
+def test_sheets_of_an_earlier_call_are_gone_and_nothing_else(small_set, out, own):
+    score(small_set, out, own)
+    sheets = out / "results" / "films"
+    shutil.copy(sheets / "a.png", sheets / "mine.png")
+    for name in ("films_notes.csv", "films_list.csv"):
+        (out / "results" / name).write_text("my notes\n" * (name == "films_notes.csv"))
+    shutil.move(own / "a.png", own / "z.png")
+    (own / "more" / "B.PNG").unlink()
+    score(small_set, out, own)
+    assert {path.name for path in sheets.iterdir()} == {"z.png", "c $x$ <b>.png", "mine.png"}
+    assert (out / "results" / "films_notes.csv").read_text() == "my notes\n"
+
+
 # --- Refusals
 
 
