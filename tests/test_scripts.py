@@ -256,6 +256,7 @@ def test_fresh_moves_the_old_run_and_its_weights_aside(copy, small_set):
     (folder,) = [p for p in moved.values() if p.is_dir()]
     (weights,) = [p for p in moved.values() if p.is_file() and p.name != "chexnet_net.pth"]
     assert (folder / "log.txt").read_bytes() == old[copy / "weights" / "chexnet" / "log.txt"][1]
+    assert not (folder / "lock").exists()  # it is held: Windows would not let the folder around it be renamed
     assert weights.read_bytes() == old[copy / "weights" / "chexnet_net.pth"][1]
     assert (copy / "weights" / "chexnet_net.pth").read_bytes() != weights.read_bytes()
 
