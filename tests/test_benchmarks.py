@@ -38,15 +38,19 @@ ON_NOISE = ["--dataset", "noise", "--search", CELL, "--train", CELL, "--chexnet"
 
 
 @pytest.mark.long
-def test_speed_prints_every_row(capsys, monkeypatch):
-    monkeypatch.setattr(speed, "peak_memory", lambda side, order, setting: 1.0)
+@pytest.mark.parametrize("linux", [True, False])
+def test_speed_prints_every_row(linux, capsys, monkeypatch):
+    if linux:
+        monkeypatch.setattr(speed, "peak_memory", lambda side, order, setting: 1.0)
+    else:
+        monkeypatch.setattr(speed, "MEMORY", Path("no/proc/self/status"))
     monkeypatch.setattr(sys, "argv", ["speed", "--setting", "tiny", "--steps", "1"])
     speed.main()
     text = capsys.readouterr().out
     rows = [f"search step, {row}" for row in ("first order", "second order", "exact product")]
     rows += [f"{name}, {what}" for name in ("derived network", "CheXNet") for what in ("training step", "inference")]
     assert [line.split(" | ")[0].strip("| ") for line in text.splitlines() if " s | " in line] == rows
-    assert "A second-order step takes" in text
+    assert "A second-order step takes" in text and ("| 1.0 of 1.0 GB, 1.00× |" in text) == linux
     assert re.search(r"step makes \d+ G multiply-adds, \d+ G a second; a matrix product makes \d+ G", text)
 
 
