@@ -140,7 +140,7 @@ def test_a_map_has_a_scale_of_its_own_with_zero_in_the_middle():
 # --- Every picture
 
 
-@pytest.mark.filterwarnings("error")  # such as scikit-learn's for one class
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # error: such as scikit-learn's for one class
 def test_results_films_and_summary(tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (60, 3))
