@@ -122,18 +122,11 @@ def check_genotype(genotype):
             raise InputError(f"{kind}_concat must list different intermediate nodes, not {shown(concat)}")
 
 
-class Found(NamedTuple):
-    """A genotype from a text; the name in front of it, or ""; a line that says which of several it is, or ""."""
-
-    genotype: Genotype
-    name: str
-    choice: str
-
-
 def find_genotype(text, source):
-    """The genotype in a text, whatever stands around it (`support.genotype_text`), as `Found`.
+    """The genotype in a text, whatever stands around it (`support.genotype_text`), and the name in front of it or "".
 
-    source: what messages call the text. Raises InputError, in one line, for the first thing that does not fit.
+    Of several genotypes one is taken, which a printed line says. source: what messages call the text. Raises
+    InputError, in one line, for the first thing that does not fit.
     """
     written, name, which = choose_genotype(text, source)
     where = f"{source}: {which}" if which else source
@@ -142,22 +135,19 @@ def find_genotype(text, source):
         check_genotype(genotype)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    return Found(genotype, name, which and f"{where} is taken")
+    if which:
+        print(f"{where} is taken")
+    return genotype, name
 
 
 def parse_genotype(text):
     """The genotype in a text. Raises InputError."""
-    return find_genotype(text, "genotype").genotype
-
-
-def open_genotype(path):
-    """The genotype in a file, as `Found`. Raises InputError with one line that names the file and the problem."""
-    return find_genotype(read_text(path, MAX_FILE), path)
+    return find_genotype(text, "genotype")[0]
 
 
 def load_genotype(path):
-    """The genotype in a file. Raises InputError as `open_genotype` does."""
-    return open_genotype(path).genotype
+    """The genotype in a file. Raises InputError with one line that names the file and the problem."""
+    return find_genotype(read_text(path, MAX_FILE), path)[0]
 
 
 def format_genotype(genotype):
@@ -216,30 +206,30 @@ OF_FOLDER = {"genotype": "", "genotype_last": "_last", "log": "_log"}
 
 
 def given_genotype(given):
-    """The genotype in a file or a text, as (the name of its network, `Found`). The name is safe as a file name.
+    """The genotype in a file or a text, as (the name of its network, genotype). The name is safe as a file name.
 
     given: the path or the text. Raises InputError.
     """
     if os.path.exists(given):
-        found, remedy = open_genotype(given), "rename the file"
+        genotype, remedy = load_genotype(given), "rename the file"
         path = Path(given.removesuffix(".gz"))
         name = path.parent.resolve().name + OF_FOLDER[path.stem] if path.stem in OF_FOLDER else path.stem
     elif "Genotype(" in given:
-        found = find_genotype(given, "--genotype")
-        name, remedy = found.name, "write another NAME = Genotype(...)"
+        genotype, name = find_genotype(given, "--genotype")
+        remedy = "write another NAME = Genotype(...)"
         if name in ("", "genotype"):
-            name = "cell_" + hashlib.sha256(format_genotype(found.genotype).encode()).hexdigest()[:8]
+            name = "cell_" + hashlib.sha256(format_genotype(genotype).encode()).hexdigest()[:8]
     else:
         known = ", ".join(["random", *PUBLISHED])
         raise InputError(f"genotype {shown(given)}: no such file, no 'Genotype(...)', and not one of {known}")
     published = {known.lower(): cell for known, cell in PUBLISHED.items()}
     try:
         check_name(name)
-        if TAKEN.fullmatch(name) or published.get(name.lower(), found.genotype) != found.genotype:
+        if TAKEN.fullmatch(name) or published.get(name.lower(), genotype) != genotype:
             raise InputError(f"its network would be called {name}, which is taken")
     except InputError as error:
         raise InputError(f"genotype {shown(given)}: {error}: {remedy}") from None
-    return name, found
+    return name, genotype
 
 
 def check_name(name):

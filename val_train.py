@@ -15,7 +15,7 @@ from pathlib import Path
 
 import utils
 from dataset import Films, Sampler, find_preset, open_set
-from genotypes import PUBLISHED, format_genotype, given_genotype, open_genotype, random_genotype
+from genotypes import PUBLISHED, format_genotype, given_genotype, load_genotype, random_genotype
 from model_eval import Network
 from report.figures import draw_run
 from scores import evaluate
@@ -59,29 +59,23 @@ COSINE_WEIGHT_DECAY = 3e-4  # of SGD
 DETERMINISTIC = False  # True: the same bits each time on a GPU, too, where torch can (docs/speed.md: its cost)
 
 
-def choose_genotype(settings):
-    """The name under which the network is known, and its genotype. Raises InputError."""
+def choose_genotype(settings, checksum):
+    """The name under which the network is known, and its genotype. Raises InputError.
+
+    checksum: that of the set; a search must have been made on it, and a line says so if it has not finished.
+    """
     if settings.genotype == "random":
         return f"random_{settings.seed}", random_genotype(settings.seed)
     if settings.genotype in PUBLISHED:
         return settings.genotype, PUBLISHED[settings.genotype]
     if settings.genotype:
-        name, found = given_genotype(settings.genotype)
-    else:
-        order = "second" if settings.second_order else "first"
-        path = Path(settings.out) / f"search_{order}_order" / "genotype.txt"
-        if not path.exists():
-            option = " --second-order" if settings.second_order else ""
-            raise InputError(f"{path} is missing: run 'python search_train.py{option}' first, with the same --out")
-        name, found = f"{order}_order", open_genotype(path)
-    if found.choice:
-        print(found.choice)
-    return name, found.genotype
-
-
-def check_search(settings, checksum):
-    """Raise InputError if the selected order's search was made on another set; say so if it has not finished."""
-    folder = Path(settings.out) / f"search_{'second' if settings.second_order else 'first'}_order"
+        return given_genotype(settings.genotype)
+    name = "second_order" if settings.second_order else "first_order"
+    folder = Path(settings.out) / f"search_{name}"
+    path = folder / "genotype.txt"
+    if not path.exists():
+        option = " --second-order" if settings.second_order else ""
+        raise InputError(f"{path} is missing: run 'python search_train.py{option}' first, with the same --out")
     searched = read_record(folder).get("settings", {})
     if searched.get("checksum", checksum) != checksum:
         raise InputError(
@@ -90,6 +84,7 @@ def check_search(settings, checksum):
         )
     if count_epochs(folder) < searched.get("epochs", 0):
         print(f"{folder}: the search has not finished; its best cell so far is trained")
+    return name, load_genotype(path)
 
 
 def check(settings):
@@ -114,11 +109,9 @@ def main(settings):
     check(settings)
     device = select_device(settings.device)
     generator = seed_everything(settings.seed, device, settings.deterministic)
-    name, genotype = choose_genotype(settings)
 
     data = open_set(settings.data, settings.dataset)
-    if not settings.genotype:
-        check_search(settings, data.checksum)
+    name, genotype = choose_genotype(settings, data.checksum)
     looks = settings.standardise, settings.contrast, settings.turn
     trn_films, val_films = (Films(data, split, settings.crop, device, *looks) for split in ("train", "val"))
     sampler = Sampler(trn_films, settings.batch_size, generator)
