@@ -85,18 +85,14 @@ def load_imagenet_weights(densenet, folder):
     url = DenseNet121_Weights.IMAGENET1K_V1.url
     path = Path(folder) / url.rpartition("/")[2]
     ways = f"put {url} there by hand, or pass --no-pretrained"
-    with ranks.first_rank_first():
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(url, path)
-            except OSError as error:  # urllib's errors are OSErrors, too
-                raise InputError(f"{path} is missing and cannot be downloaded ({error}): {ways}") from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with ranks.first_rank_first():
+            state = torch.hub.load_state_dict_from_url(url, folder, "cpu", weights_only=True)
         # The file is older than the names of today's modules: denselayer1.norm.1 is now denselayer1.norm1.
         state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", key): v for key, v in state.items()}
         densenet.load_state_dict(state)
+    except OSError as error:  # urllib's errors are OSErrors, too
+        raise InputError(f"{path} is missing and cannot be downloaded ({error}): {ways}") from None
     except Exception:  # torch raises many kinds for a file that is not what it should be
         raise InputError(f"{path} is damaged, or another network's: delete it, then {ways}") from None
 

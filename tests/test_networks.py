@@ -102,7 +102,7 @@ def test_imagenet_weights_are_read_from_the_folder_under_the_old_names(tmp_path)
 
 
 def test_imagenet_weights_that_cannot_be_downloaded_are_named_with_the_way_out(tmp_path, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **more):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
