@@ -46,7 +46,10 @@ class Losses:
         self.sums, self.counts, self.unread = {}, {}, []
 
     def add(self, name, loss, sampler):
-        """Count one more value: a scalar tensor, of the last batch of `sampler`; None where a step had none."""
+        """A loss of a step, a scalar tensor, on the last batch of `sampler`; None where the step has none.
+
+        Its mean over the epoch becomes the number `name` of the epoch's row. One that is not finite ends the run.
+        """
         self.counts.setdefault(name, 0)
         if loss is not None:
             loss = loss.detach()

@@ -141,6 +141,7 @@ class Run:
         stateful: objects with state_dict() and load_state_dict(), or generators.
         """
         self._losses = Losses(self._device)
+        self.add = self._losses.add  # of a step's loss
         self._stateful = stateful | {"losses": self._losses}
         lengths = {} if self.new else self._saved["lengths"]
         if not self.new:
@@ -184,13 +185,6 @@ class Run:
             if reading:
                 bar.set_postfix({name: f"{mean:.4f}" for name, mean in self._means().items() if mean}, refresh=False)
             self.stop_or_save_if_due(together=reading)
-
-    def add(self, name, loss, sampler):
-        """A loss of a step, a scalar tensor, on the last batch of `sampler`; None where the step has none.
-
-        Its mean over the epoch becomes the number `name` of the epoch's row. One that is not finite ends the run.
-        """
-        self._losses.add(name, loss, sampler)
 
     def _means(self):
         return self._losses.means(self._progress["epoch"] + 1)

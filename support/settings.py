@@ -17,9 +17,6 @@ import torch
 from support.files import InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT}
-NO_PLACE |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY, errno.EXDEV, errno.EBUSY}
-NO_PLACE |= {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENOSYS, errno.EOPNOTSUPP, errno.ETIMEDOUT}  # of drives
 
 
 def start(main, script, find_preset=None, recipes=(), argv=None):
@@ -83,20 +80,15 @@ def guarded(memory=""):
             raise
         fail(f"the {'GPU' if gpu else 'computer'}'s memory is full{memory}", status=1)
     except OSError as error:
-        fail_at_place(error)
+        where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if error.errno in FULL:
+            fail(f"{where}; make room and repeat the command: it goes on where it was saved", status=1)
+        if not error.filename:
+            raise
+        fail(f"{where}: check it, or choose another place with --out or --data")
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = streams
-
-
-def fail_at_place(error):
-    """End the process with one line if a path on disk caused this OSError; raise any other again."""
-    where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if error.errno in FULL:
-        fail(f"{where}; make room and repeat the command: it goes on where it was saved", status=1)
-    if error.errno not in NO_PLACE or not error.filename:
-        raise error
-    fail(f"{where}: check it, or choose another place with --out or --data")
 
 
 def fail(message, status=2):
@@ -191,7 +183,9 @@ def parse_settings(script, argv=None, find_preset=None, recipes=()):
     settings.said |= {name: option(name) for name in given}
 
     values = vars(settings)
-    check_texts(settings, "out data dataset")
+    for name in ("out", "data", "dataset"):
+        if not isinstance(getattr(settings, name), str):
+            settings.refuse(name, "a text in quotes")
     values |= {name: os.path.expanduser(v) for name, v in values.items() if isinstance(v, str) and v.startswith("~")}
     if "data" not in given:  # the project's own, wherever the command is run
         settings.data = os.path.join(os.path.dirname(os.path.abspath(script)), settings.data)
@@ -236,10 +230,3 @@ def check_choice(settings, names, choices=(True, False)):
     for name in names.split():
         if getattr(settings, name) not in choices:
             settings.refuse(name, " or ".join(map(str, choices)))
-
-
-def check_texts(settings, names):
-    """Each is a text."""
-    for name in names.split():
-        if not isinstance(getattr(settings, name), str):
-            settings.refuse(name, "a text in quotes")

@@ -20,9 +20,8 @@ from dataset import Films, Sampler
 from genotypes import load_genotype, random_genotype
 from model_search import Network
 from support import records, runs
-from tests import conftest
 from tests.conftest import equal
-from tests.test_scripts import NETWORK, ROOT, SMALL, metrics
+from tests.test_scripts import NETWORK, ROOT, SMALL, metrics, run
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +41,9 @@ def hear():
 
 CHANGED = ["--standardise", "--contrast", "0.3", "--turn", "15"]  # what films go through
 SCRIPTS = {
-    "search": (search_train, [*NETWORK], "search_first_order"),
-    "second": (search_train, [*NETWORK, "--second-order"], "search_second_order"),
-    "val": (val_train, [*NETWORK, "--genotype", "DARTS_V2", "--drop-path", "0.3", *CHANGED], "weights/DARTS_V2"),
+    "search": (search_train, [], "search_first_order"),
+    "second": (search_train, ["--second-order"], "search_second_order"),
+    "val": (val_train, ["--genotype", "DARTS_V2", "--drop-path", "0.3", *CHANGED], "weights/DARTS_V2"),
     "chexnet": (chexnet, [], "weights/chexnet"),
 }
 
@@ -52,8 +51,7 @@ SCRIPTS = {
 def start(name, data, out, *options):
     """Run a script in this process as its command line would, 2 epochs of 3 steps."""
     script, more, _ = SCRIPTS[name]
-    common = ["--data", str(data), "--out", str(out), "--epochs", "2", *map(str, options)]
-    conftest.start(script, *SMALL, *more, *common)
+    run(script, data, out, *more, "--epochs", 2, *options)
 
 
 @pytest.fixture(scope="session")
@@ -303,21 +301,6 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(stopped, sma
     assert (stopped / "checkpoint_before.pt").read_bytes() == good
 
 
-def test_a_gradient_that_is_not_finite_stops_a_run_as_its_loss_does(stopped, small_set, tmp_path, monkeypatch):
-    saved = torch.load(stopped / "checkpoint.pt")
-    backward = torch.Tensor.backward
-
-    def spoiled(loss, inputs):
-        backward(loss, inputs=inputs)
-        inputs[0].grad.fill_(float("inf"))
-
-    monkeypatch.setattr(torch.Tensor, "backward", spoiled)
-    monkeypatch.setattr(runs, "CHECKPOINT_MINUTES", 0)  # one is due just after it
-    with pytest.raises(SystemExit, match="epoch 2, step 3: the loss on train is nan"):
-        start("search", small_set, tmp_path)
-    equal(torch.load(stopped / "checkpoint.pt"), saved)
-
-
 def test_without_a_whole_checkpoint_the_run_is_not_started_over(stopped, small_set, tmp_path, one_line):
     for path in stopped.glob("checkpoint*"):
         path.write_bytes(path.read_bytes()[:-1000])
@@ -341,34 +324,30 @@ def test_a_full_disk_is_one_line_and_loses_nothing(file, stopped, small_set, tmp
     compare("search", undisturbed("search"), tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_before_anything_is_written(stopped, small_set, tmp_path, monkeypatch):
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_a_run_before_anything_is_written(what, stopped, small_set, tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in stopped.iterdir() if path.name != "lock"}
-    original, bad = Films.train_batch, []
+    train_batch, backward, bad = Films.train_batch, torch.Tensor.backward, []
 
-    def spoiled(films, index, *more):
-        batch, labels = original(films, index, *more)
-        if films.split == "train" and not bad:
-            bad.extend(films.names[index])
-            batch = batch * float("nan")
-        return batch, labels
+    def spoiled_films(films, index, *more):
+        batch, labels = train_batch(films, index, *more)
+        if films.split == "train":
+            bad.append(films.names[index])
+        return batch * float("nan" if what == "loss" and films.split == "train" else 1), labels
 
-    monkeypatch.setattr(Films, "train_batch", spoiled)
+    def spoiled_gradient(loss, inputs):
+        backward(loss, inputs=inputs)
+        inputs[0].grad.mul_(float("inf" if what == "gradient" else 1))
+
+    monkeypatch.setattr(Films, "train_batch", spoiled_films)
+    monkeypatch.setattr(torch.Tensor, "backward", spoiled_gradient)
     monkeypatch.setattr(runs, "CHECKPOINT_MINUTES", 0)  # one is due just after it
     with pytest.raises(SystemExit) as stop:
         start("search", small_set, tmp_path)
     line = str(stop.value)
-    assert "epoch 2, step 3: the loss on train is nan" in line and ", ".join(bad) in line
+    assert "epoch 2, step 3: the loss on train is nan" in line and ", ".join(bad[0]) in line
     del before[stopped / "log.txt"]  # it says that the run was continued
     assert {path: path.read_bytes() for path in before} == before
-
-
-def test_a_full_gpu_names_the_settings_to_lower(small_set, tmp_path, monkeypatch, one_line):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Network, "forward", full)
-    line = one_line(start, "search", small_set, tmp_path, status=1)
-    assert line == "error: the GPU's memory is full: lower --crop, --c, --layers, --batch-size\n"
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import search_train
 from support import progress
 from support.files import InputError
 from support.settings import Settings, check_choice, check_numbers, guarded, parse_settings, read_constants, start
 from tests import conftest
-from tests.test_scripts import NETWORK, ROOT, SMALL
+from tests.test_scripts import ROOT, run
 
 SCRIPT = '''"""What it does.
 
@@ -152,22 +153,17 @@ def test_a_place_that_cannot_be_written_is_one_line(name, small_set, tmp_path, o
     """A file where a folder must be, and folders that no one can make."""
     script = importlib.import_module(name)
     (tmp_path / "file").write_text("")
-    common = ["--data", str(small_set), "--dataset", "noise", "--device", "cpu"]
-    if name == "val_train":
-        common += ["--genotype", "DARTS_V1"]
-    if name != "test":
-        common += ["--crop", "32"]
+    cell = ["--genotype", "DARTS_V1"] if name == "val_train" else []
     places = [tmp_path / "file", tmp_path / "file" / "below", *(["/proc/none"] if os.path.isdir("/proc") else [])]
     for place in places:
-        line = one_line(conftest.start, script, *common, "--out", place)
+        line = one_line(run, script, small_set, place, *cell)
         assert str(place) in line, line
 
 
 def test_a_terminal_without_greek_letters_does_not_end_a_run(small_set, tmp_path, monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    options = [*SMALL, *NETWORK, "--data", str(small_set), "--out", str(tmp_path)]
-    conftest.start(search_train, *options)
+    run(search_train, small_set, tmp_path)
     with pytest.raises(SystemExit, match="0"):
         conftest.start(search_train, "--help")
     terminal.flush()
@@ -177,36 +173,28 @@ def test_a_terminal_without_greek_letters_does_not_end_a_run(small_set, tmp_path
 def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch, capsys):
     for minute, lines in ((60, 0), (0, 3)):
         monkeypatch.setattr(progress, "MINUTE", minute)
-        options = [*SMALL, *NETWORK, "--data", str(small_set), "--out", str(tmp_path / str(minute))]
-        conftest.start(search_train, *options)
+        run(search_train, small_set, tmp_path / str(minute))
         error = capsys.readouterr().err
         assert "\r" not in error and len(error.splitlines()) >= lines and bool(lines) == bool(error)
-    assert re.search(
-        r"^epoch 1: 2 of 3, train_loss=0\.\d{4}, alpha_loss=0\.\d{4}, \d\d:\d\d left$", error, re.MULTILINE
-    ), error
+    shown = r"^epoch 1: 2 of 3, train_loss=0\.\d{4}, alpha_loss=0\.\d{4}, \d\d:\d\d left$"
+    assert re.search(shown, error, re.MULTILINE), error
 
 
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
-        (MemoryError(), 1, "the computer's memory is full: lower --c"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "memory is full: lower --c"),
-        (OSError(errno.EIO, "Input/output error", "/a/b"), 2, "/a/b: Input/output error: check it"),
-        (OSError(errno.ESTALE, "Stale file handle", "/a/b"), 2, "/a/b: Stale file handle: check it"),
-        (
-            PermissionError(13, "Permission denied", "/a/b"),
-            2,
-            "/a/b: Permission denied: check it, or choose another place",
-        ),
+        (torch.OutOfMemoryError(), 1, "the GPU's memory is full: lower --crop, --c, --layers, --batch-size"),
+        (MemoryError(), 1, "the computer's memory is full: lower --crop"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "computer's memory is full: lower"),
+        (OSError(errno.EIO, "Input/output error", "/a/b"), 2, "/a/b: Input/output error: check it, or choose another"),
     ],
 )
 def test_what_ends_a_command_is_one_line(error, status, words, one_line):
-    def command():
-        with guarded(": lower --c"):
-            raise error
+    def main(_):
+        raise error
 
-    assert words in one_line(command, status=status)
+    assert words in one_line(start, main, "search_train.py", lambda *_: "phantom", (), [], status=status)
 
 
 def test_other_errors_keep_their_traceback():

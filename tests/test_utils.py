@@ -7,9 +7,12 @@ import pytest
 import torch
 
 import utils
-from dataset import FINDINGS, Films, load_set
+from dataset import FINDINGS, Films, Sampler, load_set
 from support import devices
 from support.files import InputError
+from support.progress import Losses
+
+CPU = torch.device("cpu")
 
 
 def test_unknown_devices_are_refused():
@@ -91,7 +94,7 @@ class Grey(torch.nn.Module):
 
 
 def test_prediction_scores_every_film_once_and_in_order(small_set):
-    films = Films(load_set(small_set / "noise"), "test", 64, torch.device("cpu"))
+    films = Films(load_set(small_set / "noise"), "test", 64, CPU)
     one, loss = utils.predict(Grey(), films, 5)
     other, _ = utils.predict(Grey(), films, len(films))
     assert one.shape == (len(films), len(FINDINGS)) and one.dtype == np.float64
@@ -99,6 +102,19 @@ def test_prediction_scores_every_film_once_and_in_order(small_set):
     expected = films.eval_batch(slice(None)).mean((1, 2, 3)).double().sigmoid()
     assert np.allclose(one[:, 3], expected, rtol=1e-6)
     assert np.isfinite(loss)
+
+
+def test_losses_are_averaged_and_one_that_is_not_finite_ends_the_run(small_set):
+    films, losses = Films(load_set(small_set / "noise"), "val", 32, CPU), Losses(CPU)
+    sampler, drawn = Sampler(films, 4, torch.Generator()), []
+    for loss, mean in ((None, None), (1.0, 1.0), (2.0, 1.5), (float("nan"), None), (4.0, None)):
+        sampler.next()
+        drawn.append(", ".join(films.names[sampler.index]))
+        losses.add("alpha_loss", loss and torch.tensor(loss), sampler)
+        if len(drawn) <= 3:
+            assert losses.means(7) == {"alpha_loss": mean}
+    with pytest.raises(SystemExit, match=f"^error: epoch 7, step 3: the loss on val is nan; .*{drawn[3]}"):
+        losses.means(7)
 
 
 def test_classifier_starts_at_the_findings_frequencies():
