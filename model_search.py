@@ -17,6 +17,7 @@ stacked as E·C channels, edge by edge. The "weights" of an edge are softmax(α 
 the paper's w, which are all other parameters of the network.
 """
 
+from collections import OrderedDict
 from functools import reduce
 
 import torch
@@ -65,18 +66,13 @@ class EdgeBN(nn.BatchNorm2d):
         return F.batch_norm(y, self.running_mean, self.running_var, scale, None, self.training, self.momentum, self.eps)
 
 
-class SepConvOnEdges(nn.Module):
+class SepConvOnEdges(nn.Sequential):
     """sep_conv_k×k, from after its first ReLU to before its last BN: (B, C, H, W) -> (B, E·C, H/stride, W/stride)."""
 
     def __init__(self, C, E, kernel_size, stride):
-        super().__init__()
-        self.first = DepthwisePointwise(C, kernel_size, stride, E=E)
-        self.bn = nn.BatchNorm2d(E * C, affine=False)
-        self.relu = nn.ReLU()
-        self.second = DepthwisePointwise(C, kernel_size, E=E)
-
-    def forward(self, x):
-        return self.second(self.relu(self.bn(self.first(x))))
+        first, second = DepthwisePointwise(C, kernel_size, stride, E=E), DepthwisePointwise(C, kernel_size, E=E)
+        bn = nn.BatchNorm2d(E * C, affine=False)
+        super().__init__(OrderedDict(first=first, bn=bn, relu=nn.ReLU(), second=second))
 
 
 class FactorizedReduceOnEdges(nn.Module):

@@ -107,12 +107,6 @@ def alternate(functions, steps):
     return [median(values[1:]) for values in times]
 
 
-def matrix_product():
-    """A function that multiplies two float32 matrices, which a processor does at about its highest rate."""
-    a = torch.randn(2048, 2048)
-    return lambda: a @ a
-
-
 def peak_memory(side, order, setting):
     """Peak resident memory of a process that makes two search steps, GB; None where /proc does not tell it."""
     if not MEMORY.exists():
@@ -152,7 +146,7 @@ def report(setting, steps):
             pair = alternate([network_step(net, data, training) for net in (plain, network)], steps)
             row(f"{name}, {'training step' if training else 'inference'}", *pair)
     step = search_step("ours", "first", setting)
-    product = matrix_product()
+    product = partial(torch.mm, *torch.randn(2, 2048, 2048))  # which a processor does at about its highest rate
     (alone,) = alternate([product], steps)
     work = utils.count_multiply_adds(step) / 1e9
     most = utils.count_multiply_adds(product) / 1e9 / alone

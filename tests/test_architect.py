@@ -5,6 +5,7 @@ import torch
 
 import model_search
 import textbook
+import utils
 from benchmarks.original import OriginalArchitect, smooth_twin
 from tests.test_supernet import CLASSES, XI, batch, criterion, make_architect
 
@@ -18,9 +19,7 @@ def setup(smooth=False, w_steps=0, second_order=True, exact=False):
     architect = make_architect(smooth_twin(network) if smooth else network, second_order, exact)
     for seed in range(w_steps):
         films, labels = batch(32, 8, seed + 10)
-        architect.w_optimizer.zero_grad()
-        criterion(network(films), labels).backward(inputs=network.weight_parameters())
-        architect.w_optimizer.step()
+        utils.descend(criterion(network(films), labels), network.weight_parameters(), architect.w_optimizer)
     return architect
 
 
