@@ -24,7 +24,7 @@ from model_eval import Network as DerivedNetwork
 from model_search import Network
 from support import ranks, runs
 from tests.conftest import equal
-from tests.test_resume import SCRIPTS, compare, start
+from tests.test_resume import compare, start
 from tests.test_scripts import NETWORK, ROOT, SMALL, metrics, run
 from tests.test_table import save_network
 
@@ -135,20 +135,8 @@ def test_evaluation_scores_every_film_once_with_the_statistics_of_rank_0(both, s
 def launch(script, data, out, *options):
     """A script under torchrun with two ranks, which write a checkpoint and ask for signals after every step."""
     command = [*TORCHRUN, __file__, str(ROOT / script), "--data", str(data), "--out", str(out), *options]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def train_on_two_ranks(name, data, out, *options):
-    """A training under torchrun; its checkpoint."""
-    script, more, folder = SCRIPTS[name]
-    process = launch(Path(script.__file__).name, data, out, *SMALL, *more, *options)
-    printed, error = process.communicate(timeout=200)
-    assert process.returncode == 0, error[-3000:]
-    rows = metrics(out / folder)
-    assert printed.count("\n      1  ") == 1 and [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
-    return torch.load(out / folder / "checkpoint.pt")
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_weights_that_no_output_depends_on_are_left_alone_on_several_ranks(monkeypatch):
@@ -178,8 +166,11 @@ def test_drop_path_is_sliced_as_the_films_are(small_set, tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_chexnet_trains_on_two_ranks(small_set, tmp_path):
-    assert train_on_two_ranks("chexnet", small_set, tmp_path)["finished"]
-    assert len(list(tmp_path.glob("weights/*_net.pth"))) == 1
+    process = launch("chexnet.py", small_set, tmp_path, *SMALL)
+    printed, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error[-3000:]
+    assert printed.count("\n      1  ") == len(metrics(tmp_path / "weights" / "chexnet")) == 1
+    assert (tmp_path / "weights" / "chexnet_net.pth").exists()
 
 
 @pytest.mark.long
@@ -208,16 +199,21 @@ def rank_pids(process):
     return found
 
 
-def wait_for(path, process):
-    """Wait until a file is there, as long as the process that writes it lives."""
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
-        time.sleep(0.02)
-
-
 def search_on_two_ranks(data, out):
     return launch("search_train.py", data, out, *SMALL, *NETWORK, "--epochs", "2")
+
+
+def end_one_rank(number, data, out):
+    """Begin a search on two ranks, send the second one a signal after the first epoch; what standard error has then."""
+    process, metrics_of = search_on_two_ranks(data, out), out / "search_first_order" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics_of.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+    os.kill(rank_pids(process)[1], number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and metrics_of.read_text().count("\n") == 1
+    return error
 
 
 @pytest.mark.long
@@ -228,13 +224,7 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on(small_set, tmp_path, capsys
     error = whole.communicate(timeout=200)[1]
     assert whole.returncode == 0, error[-3000:]
 
-    process, folder = search_on_two_ranks(small_set, tmp_path / "killed"), tmp_path / "killed" / "search_first_order"
-    wait_for(folder / "metrics.jsonl", process)
-    os.kill(rank_pids(process)[1], signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert len(metrics(folder)) == 1
-
+    end_one_rank(signal.SIGKILL, small_set, tmp_path / "killed")
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
     assert search_on_two_ranks(small_set, tmp_path / "killed").wait(timeout=200) == 0
     compare("search", tmp_path / "whole", tmp_path / "killed")
@@ -247,14 +237,9 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on(small_set, tmp_path, capsys
 @pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
 def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on(small_set, tmp_path):
-    process, folder = search_on_two_ranks(small_set, tmp_path), tmp_path / "search_first_order"
-    wait_for(folder / "metrics.jsonl", process)
-    os.kill(rank_pids(process)[1], signal.SIGTERM)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode != 0 and error.count("stopped by SIGTERM") == 2
-    assert len(metrics(folder)) == 1
+    assert end_one_rank(signal.SIGTERM, small_set, tmp_path).count("stopped by SIGTERM") == 2
     assert search_on_two_ranks(small_set, tmp_path).wait(timeout=200) == 0
-    assert len(metrics(folder)) == 2
+    assert len(metrics(tmp_path / "search_first_order")) == 2
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(monkeypatch):

@@ -166,10 +166,6 @@ def drive(name, data, folder, kills, seed):
 # --- Stopped
 
 
-def stop_after(calls, original):
-    return sending(signal.SIGTERM, calls, original)
-
-
 def sending(number, calls, original):
     """`original`, which sends this process the signal in its call number `calls`."""
     made = []
@@ -236,7 +232,7 @@ def test_signals_that_a_platform_lacks_are_no_error(small_set, tmp_path, monkeyp
 
 def test_ctrl_c_saves_a_checkpoint_when_the_screen_has_gone(small_set, tmp_path):
     """As in `python search_train.py 2>&1 | tee log.txt`: Ctrl-C ends tee first."""
-    script = [sys.executable, ROOT / "search_train.py", *SMALL, *NETWORK, "--epochs", "50"]
+    script = [sys.executable, ROOT / "search_train.py", *SMALL, *NETWORK, "--epochs", "50", "--warm-up", "0"]
     command = [*script, "--data", small_set, "--out", tmp_path]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     look = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment, "preexec_fn": hear}
@@ -258,7 +254,7 @@ def stopped_once(small_set, tmp_path_factory):
     """A search that was stopped in the second step of its second epoch."""
     out = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sampler, "next", stop_after(10, Sampler.next))
+        patch.setattr(Sampler, "next", sending(signal.SIGTERM, 10, Sampler.next))
         with pytest.raises(SystemExit):
             start("search", small_set, out)
     return out
@@ -354,7 +350,7 @@ def test_what_is_not_finite_stops_a_run_before_anything_is_written(what, stopped
 def stopped_training(small_set, tmp_path, monkeypatch):
     """A training that was stopped in the first step of its second epoch."""
     with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "next", stop_after(4, Sampler.next))
+        patch.setattr(Sampler, "next", sending(signal.SIGTERM, 4, Sampler.next))
         with pytest.raises(SystemExit):
             start("val", small_set, tmp_path)
     return tmp_path / "weights" / "DARTS_V2_net.pth"

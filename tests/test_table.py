@@ -1,6 +1,5 @@
 """test.py: which columns the table has, what is written beside it, and what is refused."""
 
-import json
 import math
 import re
 import shutil
@@ -112,12 +111,9 @@ def test_the_table_agrees_with_scikit_learn_on_the_written_predictions(tabled, p
     assert markdown.startswith("**AUC on the test split of noise: 32 films, not for clinical use**\n")
 
 
-def test_a_set_that_knows_no_patients_says_films(copy, table, small_set, tmp_path_factory):
-    data = tmp_path_factory.mktemp("films")
-    shutil.copytree(small_set / "noise", data / "noise")
-    source = json.loads((data / "noise" / "source.json").read_text())
-    (data / "noise" / "source.json").write_text(json.dumps(source | {"patients": False}))
-    scores = table(copy, "--min-patients", 99, "--data", data)
+def test_a_set_that_knows_no_patients_says_films(copy, table, prepared, monkeypatch):
+    monkeypatch.setattr(table_script, "open_set", lambda *_: replace(prepared, patients=False))
+    scores = table(copy, "--min-patients", 99)
     assert scores.loc["first_order", "low"][list(FINDINGS)].isna().all()
     markdown = (copy / "results" / "auc.md").read_text(encoding="utf-8")
     assert "resamples of films." in markdown and "fewer than 99 films" in markdown and "patients" not in markdown
