@@ -5,16 +5,20 @@ Nothing here uses the network, so that scripts which only read films need no lib
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 PICTURES = (".png", ".jpg", ".jpeg")  # endings of the files that are read as films
 # Endings that a film's name may have in tables of other programs, which often read converted copies of the film. Other
 # letters behind a dot belong to the name: p1.left.png and p1.right.png are two films.
 ENDINGS = re.compile(r"(\.(png|jpe?g|bmp|gif|tiff?|webp|dcm|dicom|nii|gz|npy|npz|pt))+$")
 FILTER = Image.Resampling.LANCZOS  # keeps thin lines (a pleural edge) sharpest; takes 5 of a film's 15 ms, BOX takes 1
+# What an EXIF orientation of 2 to 8 asks a viewer to do; cameras and converters write it into JPEG and PNG files.
+TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
+TURNS = {number: Image.Transpose[name] for number, name in enumerate(TURNS, 2)}
 DARK = 64  # a film of which 99 % is below this grey value was made with a wrong range; the least in nih10k is 121
 
 
@@ -60,6 +64,13 @@ def is_whole(file, form=None):
 # --- Grey values
 
 
+def upright(film, grey):
+    """`grey`, made of the pixels of `film`, turned as viewers show the film: by its EXIF orientation."""
+    with suppress(Exception):  # a damaged EXIF block, which may raise anything, says nothing
+        return grey.transpose(TURNS[film.getexif()[ExifTags.Base.Orientation]])
+    return grey
+
+
 def scale_grey(film):
     """A film of more than 8 bits per pixel -> one of 8. White is the largest number of 8, 10, 12, 14 or 16 bits: the
     fewest bits that hold the film's values.
@@ -77,16 +88,17 @@ def scale_grey(film):
 def reduce_film(file, size):
     """A film of any mode -> its grey values, uint8 (size, size); `size` in pixels.
 
-    Colours become luma, transparency is ignored, more than 8 bits are scaled (see `scale_grey`). A film that is not
-    square is centred on black, so that anatomy keeps its shape. The reduction is antialiased and computed in whole
-    numbers, which makes it the same on every platform. Raises OSError for a film that does not decode, is smaller than
-    `size` (films are never enlarged), or is nearly black but for a few pixels, such as a side marker.
+    Colours become luma, transparency is ignored, more than 8 bits are scaled (see `scale_grey`), and the film is turned
+    upright. One that is not square is centred on black, so that anatomy keeps its shape. The reduction is antialiased
+    and computed in whole numbers, which makes it the same on every platform. Raises OSError for a film that does not
+    decode, is smaller than `size` (films are never enlarged), or is nearly black but for a few pixels, such as a side
+    marker.
     """
     try:
         with Image.open(file) as film:
             small = max(film.size) < size
             if not small:
-                film = scale_grey(film) if film.mode[0] in "IF" else film.convert("L")
+                film = upright(film, scale_grey(film) if film.mode[0] in "IF" else film.convert("L"))
     except Exception as error:  # a broken file may raise anything: SyntaxError, zlib.error, struct.error, ...
         raise OSError(f"the film does not decode: {error}") from None
     if small:

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data.films import film_key, is_film, is_whole, reduce_film, walk
 from tests.films import REPO, SIZE, flip_a_bit, picture
@@ -78,6 +78,32 @@ def test_every_mode_gives_the_same_grey_values(tmp_path):
         assert reduced[mode].shape == (SIZE, SIZE) and reduced[mode].dtype == np.uint8
         assert np.abs(reduced[mode].astype(int) - reduced["L"]).max() <= 1, mode
     assert np.abs(reduced["L"] - grey.reshape(SIZE, 4, SIZE, 4).mean(axis=(1, 3))).mean() < 1.5
+
+
+STORED = (  # how a film with an EXIF orientation of 1 to 8 lies in its file: where its first row and column are shown
+    lambda shown: shown,  # above, left
+    np.fliplr,  # above, right
+    lambda shown: np.rot90(shown, 2),  # below, right
+    np.flipud,  # below, left
+    np.transpose,  # left, above
+    np.rot90,  # right, above
+    lambda shown: np.rot90(shown, 2).T,  # right, below
+    lambda shown: np.rot90(shown, 3),  # left, below
+)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_film_is_read_upright_as_viewers_show_it(ending, tmp_path):
+    shown = np.full((3 * SIZE, 4 * SIZE), 100, np.uint8)
+    shown[:SIZE, : 2 * SIZE] = 250
+    for orientation, lie in enumerate(STORED, 1):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.fromarray(np.ascontiguousarray(lie(shown))).save(tmp_path / f"{orientation}.{ending}", exif=exif)
+        grey = reduce_film(tmp_path / f"{orientation}.{ending}", SIZE)
+        assert np.abs(grey - reduce(shown, tmp_path / "shown.png").astype(int)).max() < 9, orientation
+    Image.fromarray(shown).save(tmp_path / "film.png", exif=b"Exif\0\0damaged")
+    assert (reduce_film(tmp_path / "film.png", SIZE) == reduce(shown, tmp_path / "shown.png")).all()
 
 
 def test_reducing_leaves_no_aliases(tmp_path):
