@@ -5,16 +5,21 @@ Nothing here uses the network, so that scripts which only read films need no lib
 
 import os
 import re
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-PICTURES = (".png", ".jpg", ".jpeg")  # endings of the files that are read as films
+PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif")  # endings of the files that are read as films
+TEXTS = (".txt", ".csv", ".tsv", ".json", ".xml", ".html", ".md", ".pdf", ".xls", ".xlsx")  # endings of no film
+# What programs put beside films, in lower case: folders with thumbnails or what was deleted, and lists.
+ASIDE = {"@eadir", "thumbnails", "thumbs", "__macosx", "@recycle", "#recycle", "$recycle.bin", "thumbs.db"}
+ASIDE |= {"desktop.ini", "lost+found"}
 # Endings that a film's name may have in tables of other programs, which often read converted copies of the film. Other
 # letters behind a dot belong to the name: p1.left.png and p1.right.png are two films.
-ENDINGS = re.compile(r"(\.(png|jpe?g|bmp|gif|tiff?|webp|dcm|dicom|nii|gz|npy|npz|pt))+$")
+ENDINGS = re.compile(r"(\.(png|jpe?g|jpe|jfif|bmp|gif|tiff?|webp|dcm|dicom|nii|gz|npy|npz|pt))+$")
 FILTER = Image.Resampling.LANCZOS  # keeps thin lines (a pleural edge) sharpest; takes 5 of a film's 15 ms, BOX takes 1
 # What an EXIF orientation of 2 to 8 asks a viewer to do; cameras and converters write it into JPEG and PNG files.
 TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
@@ -30,22 +35,38 @@ def film_key(name):
     return ENDINGS.sub("", re.split(r"[/\\]", name.strip().casefold())[-1])
 
 
+def is_aside(name):
+    """Whether a file, named from the folder or archive of films, is hidden, a thumbnail, or the like."""
+    parts = re.split(r"[/\\]", name.casefold())
+    return any(part in ASIDE or (part.startswith(".") and part.strip(".")) for part in parts)
+
+
 def is_film(name):
-    """Whether a file of this name is read as a film: it ends in .png, .jpg or .jpeg, in any case."""
-    return name.strip().lower().endswith(PICTURES)
+    """Whether a file of this name is read as a film: it ends in one of PICTURES, in any case, and is not `is_aside`."""
+    return name.strip().lower().endswith(PICTURES) and not is_aside(name)
+
+
+def tell_others(names):
+    """Print one line on the files, of all these names, that are left out but may be films in another form."""
+    others = [name.lower() for name in names if not (is_film(name) or is_aside(name) or name.endswith(("/", "\\")))]
+    endings = [re.search(r"(\.[a-z]\w{0,4})?$", name)[0] for name in others if not name.endswith(TEXTS)]
+    if endings:
+        kinds = ", ".join(f"{n} {ending or 'without ending'}" for ending, n in Counter(endings).most_common(5))
+        count = f"{len(endings)} file{'s' * (len(endings) != 1)}"
+        print(f"left out: {count}, no PNG or JPEG ({kinds}): convert films among them, unpack archives")
 
 
 def walk(folder):
-    """The paths of all files below `folder`, sorted within each folder.
+    """The paths of all files below `folder` but those that `is_aside`, sorted within each folder.
 
     Links are followed, because Kaggle's folders often consist of links. Each folder is visited once.
     """
     seen = {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True):
-        places = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
+        places = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders) if not is_aside(name)}
         folders[:] = [name for name, place in places.items() if place not in seen]
         seen.update(places.values())
-        yield from (Path(parent) / name for name in sorted(names))
+        yield from (Path(parent) / name for name in sorted(names) if not is_aside(name))
 
 
 def is_whole(file, form=None):

@@ -32,7 +32,7 @@ if not __package__:  # run by its path: the project's folder, where the imports 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import fetch_chestxray14 as fetch
-from data.films import film_key, is_film, is_whole, reduce_film
+from data.films import film_key, is_film, is_whole, reduce_film, tell_others
 from data.labels_chestxray14 import LISTS, TABLE, assign_splits, original_split, read_labels, some
 from dataset import PRESETS, SPLITS, write_set
 from support.files import InputError, lock, write
@@ -68,13 +68,14 @@ class Intake:
     """Takes films into the folder of reduced films, where each becomes a PNG file, whole or not at all.
 
     needed: names of the films that are not there yet. broken: {name: why} of films that were found but cannot be used;
-    nested: archives that were found within archives. The folder must be locked; `take` runs in threads.
+    nested: archives that were found within archives; others: (source, name) of files that are no films. The folder
+    must be locked; `take` runs in threads.
     """
 
     def __init__(self, folder, size, needed):
         self.folder, self.size, self.needed = folder, size, set(needed)
         self.names = {film_key(name): name for name in needed}
-        self.broken, self.nested, self.stopped = {}, set(), False
+        self.broken, self.nested, self.others, self.stopped = {}, set(), set(), False
         self.taken, self.differ = {}, {}  # {name: (place, checksum)}, {name: two places with different files}
 
     def read(self, sources, threads):
@@ -89,6 +90,7 @@ class Intake:
             finally:
                 self.stopped = True  # after Ctrl-C or a fault, the threads end at their next film
                 pool.shutdown(cancel_futures=True)
+        tell_others(name for _, name in self.others)
         for name in self.differ:  # the same command must find them again
             (self.folder / name).unlink(missing_ok=True)
         if self.differ:
@@ -102,6 +104,8 @@ class Intake:
             raise InterruptedError("stopped")
         if name.lower().endswith(fetch.PACKED):
             self.nested.add(f"{os.path.basename(name)} in {source.name}")
+        if not is_film(name):
+            self.others.add((source.name, name))
         return is_film(name) and film_key(name) in self.names
 
     def take(self, source):

@@ -1,5 +1,6 @@
 """Reading a film: the one rule for names, files that are whole, and grey values of every mode."""
 
+import shutil
 import subprocess
 import sys
 
@@ -7,21 +8,44 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from data.films import film_key, is_film, is_whole, reduce_film, walk
+from data.films import film_key, is_film, is_whole, reduce_film, tell_others, walk
 from tests.films import REPO, SIZE, flip_a_bit, picture
 
 
 def test_a_film_is_matched_by_its_name_without_folder_ending_and_case():
-    for name in ("A_1", "a_1.png", "A_1.JPG", "x/y.z/a_1.jpeg", "C:\\x\\a_1.dcm", "a_1.nii.gz", " a_1.png.npy\n"):
+    for name in (
+        "A_1",
+        "a_1.png",
+        "A_1.JPG",
+        "x/y.z/a_1.jpeg",
+        "a_1.jpe",
+        "C:\\x\\a_1.dcm",
+        "a_1.nii.gz",
+        " a_1.png.npy\n",
+    ):
         assert film_key(name) == "a_1"
     names = ["p1.left.png", "p1.right.png", "p1.v2", "1.2.840.1", "1.2.840.2", "p1 a.png", "p1 b.png", "p1"]
     assert len({film_key(name) for name in names}) == len(names)
-    assert all(is_film(name) for name in ("a.PNG", "x/a.jpeg", "a.jpg"))
-    assert not any(is_film(name) for name in ("a.dcm", "a", "png", "a.png.gz"))
+    assert all(is_film(name) for name in ("a.PNG", "x/a.jpeg", "a.jpg", "../x/a.JPE", "./a.jfif"))
+    assert not any(
+        is_film(name) for name in ("a.dcm", "a", "png", "a.png.gz", "._a.png", "@eaDir\\a.png", "x/.y/a.png")
+    )
 
 
-def test_links_that_make_a_ring_of_folders_are_followed_once(raw):
+def test_files_that_may_be_films_in_another_form_are_counted_in_one_line(capsys):
+    tell_others(["a.png", "x/b.JPE", "notes.txt", "x/", "x\\", "._a.dcm", ".git/a", "@eaDir/a.dcm"])
+    assert capsys.readouterr().out == ""
+    tell_others(["x/a.DCM", "b.dcm", "1.2.840.1", "I0001", "c.nii.gz", "films.zip", "notes.txt"])
+    kinds = "2 .dcm, 2 without ending, 1 .gz, 1 .zip"
+    line = f"left out: 6 files, no PNG or JPEG ({kinds}): convert films among them, unpack archives\n"
+    assert capsys.readouterr().out == line
+
+
+def test_links_that_make_a_ring_are_followed_once_and_hidden_files_and_thumbnails_left_out(raw):
     files = sorted(walk(raw))
+    for place in (".films", "films/@eaDir", "Thumbs"):
+        shutil.copytree(raw / "films" / "images_001", raw / place)
+    shutil.copy(files[0], raw / f"._{files[0].name}")
     (raw / "films" / "images_001" / "all").symlink_to(raw / "films")
     assert sorted(walk(raw)) == files
 

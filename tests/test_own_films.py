@@ -100,6 +100,23 @@ def test_sheets_of_an_earlier_call_are_gone_and_nothing_else(small_set, out, own
     assert (out / "results" / "films_notes.csv").read_text() == "my notes\n"
 
 
+def test_copies_and_what_programs_put_beside_films_are_left_out_and_other_forms_are_named(small_set, out, own, capsys):
+    for k, place in enumerate(
+        ("._a.png", ".ipynb_checkpoints/a-checkpoint.png", "@eaDir/a.png/T.jpg", "Thumbnails/a.png")
+    ):
+        (own / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (64, 64), 90 + k).save(own / place)
+    for name in ("Copy of a.png", "more/a.jpe"):
+        shutil.copy(own / "a.png", own / name)
+    for name in ("1.TIF", "2.tif", "3.webp", "4.bmp", "more/1.2.840.1"):
+        (own / name).write_bytes(b"a film in another form")
+    score(small_set, out, own)
+    said = capsys.readouterr().out
+    assert "left out: 5 files, no PNG or JPEG (2 .tif, 1 .webp, 1 .bmp, 1 without ending): convert films" in said
+    assert "left out: 2 files that are copies, such as" in said
+    assert list(pd.read_csv(out / "results" / "films_first_order.csv")["Image Index"]) == FILMS
+
+
 # --- Refusals
 
 
@@ -117,12 +134,12 @@ def half_jpeg(path):
     ("damage", "said"),
     [
         (shutil.rmtree, "own is not a folder: give --films the folder"),
-        (lambda own: [shutil.rmtree(own), own.mkdir()], "own has no film (.png, .jpg, .jpeg)"),
+        (lambda own: [shutil.rmtree(own), own.mkdir()], "own has no film (PNG or JPEG)"),
         (lambda own: half(own / "a.png"), "own/a.png: damaged, or no picture"),
         (lambda own: half_jpeg(own / "j.jpg"), "own/j.jpg: the film does not decode"),
         (lambda own: Image.new("L", (80, 80), 3).save(own / "a.png"), "own/a.png: the film is nearly black"),
         (lambda own: Image.new("L", (40, 40)).save(own / "a.png"), "own/a.png: the film is smaller than 64 px"),
-        (lambda own: shutil.copy(own / "a.png", own / "more" / "A.jpg"), "own/more/A.jpg have one name: rename one"),
+        (lambda own: Image.new("L", (80, 80), 99).save(own / "more" / "A.jpg"), "own/more/A.jpg have one name: rename"),
     ],
     ids=["no folder", "no film", "broken", "broken jpeg", "black", "small", "twice"],
 )

@@ -160,20 +160,32 @@ def broken_copy(raw):
     (raw / "films" / FILM).write_bytes(path_of(raw, FILM).read_bytes()[:-500])
 
 
+def beside(raw, name):
+    """A path among raw's films, whose folder is there."""
+    (raw / "films" / name).parent.mkdir()
+    return raw / "films" / name
+
+
 FORMS = {
     "upper case": upper_case,
     "link to nothing": lambda raw: (raw / "films" / FILM).symlink_to(raw / "nowhere.png"),
     "pipe": lambda raw: os.mkfifo(raw / "films" / FILM),
     "unpacked twice": lambda raw: shutil.copytree(raw / "films" / "images_001", raw / "films" / "again"),
     "broken copy": broken_copy,
+    "thumbnails": lambda raw: Image.new("L", (SIZE, SIZE), 99).save(beside(raw, f"@eaDir/{FILM}")),
+    "of a notebook": lambda raw: Image.new("L", (SIZE, SIZE), 99).save(beside(raw, f".ipynb_checkpoints/{FILM}")),
+    "other forms": lambda raw: beside(raw, "more/a.dcm").touch(),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_films_are_read_as_people_have_them(form, raw):
+def test_films_are_read_as_people_have_them(form, raw, capsys):
     assert prepare(raw) == 0
     FORMS[form](raw)
+    capsys.readouterr()
     assert prepare(raw, "--out", raw.parent / "again") == 0
+    said = capsys.readouterr().out
+    assert ("left out: 1 file, no PNG or JPEG (1 .dcm)" in said) == ("left out" in said) == (form == "other forms")
     assert same_set(raw.parent / "again" / "set", raw.parent / "out" / "set")
 
 
