@@ -149,16 +149,19 @@ def set_checksum(folder):
 def write_set(folder, images, table, source):
     """Write a prepared set. source.json, which marks it as complete, is written last. Returns `count_findings`.
 
-    images: uint8 (N, H, W); table: the columns of labels.csv; source: for source.json, what is not as in DEFAULTS and
-    where the set comes from. Raises InputError for a set that `load_set` would refuse.
+    images: uint8 (N, H, W), or None where the folder's images.npy has them already; table: the columns of labels.csv;
+    source: for source.json, what is not as in DEFAULTS and where the set comes from. Raises InputError for a set that
+    `load_set` would refuse.
     """
     folder, source = Path(folder), check_source(source)
-    check_set(folder, images, table, source["findings"])
+    there = np.load(folder / "images.npy", mmap_mode="r") if images is None else images
+    check_set(folder, there, table, source["findings"])
     table = table[[column for column in COLUMNS + MORE_COLUMNS if column in table.columns]]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "source.json").unlink(missing_ok=True)
-    with replacing(folder / "images.npy") as file:
-        np.save(file, images)
+    if images is not None:
+        with replacing(folder / "images.npy") as file:
+            np.save(file, images)
     write(folder / "labels.csv", table.to_csv(index=False, lineterminator="\n"))
     counts = count_findings(table, source["findings"])
     source |= {"counts": counts.to_dict(), "checksum": set_checksum(folder)}

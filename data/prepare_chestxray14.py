@@ -16,16 +16,13 @@ import argparse
 import hashlib
 import io
 import os
-import shutil
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 from PIL import Image
 
 if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
@@ -34,34 +31,19 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 from data import fetch_chestxray14 as fetch
 from data.films import film_key, is_film, is_whole, reduce_film, tell_others
 from data.labels_chestxray14 import LISTS, TABLE, assign_splits, original_split, read_labels, some
-from dataset import PRESETS, SPLITS, write_set
-from support.files import InputError, lock, write
+from data.making import OUT, UNFINISHED, check_place, check_space, is_finished, locked, making, run_script, write_films
+from dataset import SPLITS, write_set
+from support.files import InputError, write
 from support.progress import progress
-from support.settings import guarded
 
-OUT = Path(__file__).resolve().parent  # the set's folder is made here
 NAME = "chestxray14"  # the set's folder
 SIZE = 256  # height and width of a prepared film, px
 SEED = 0  # any integer >= 0; another seed draws other patients into val (without lists, into test, too)
-UNFINISHED = "unfinished_"  # begins the names of folders that a killed run leaves behind
 CITATION = "NIH Clinical Center, ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315), "
 CITATION += f"{fetch.BY_HAND}, free to use with this attribution"
 
 
 # --- Films on their way into a set
-
-
-@contextmanager
-def locked(folder):
-    """Make `folder` where it is missing, and lock it against a second process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    held = lock(folder / "lock")
-    try:
-        for left in folder.glob(f"{UNFINISHED}*"):  # left by a run that was killed
-            shutil.rmtree(left)
-        yield
-    finally:
-        held.release(force=True)
 
 
 class Intake:
@@ -220,25 +202,17 @@ def make_set(folder, table, reduced, source):
     """Make the set `folder` from the films of `table`, all of them in the folder `reduced`. Returns its counts."""
     if empty := set(SPLITS) - set(table["split"]):
         raise InputError(f"{source['origin']['films']} leaves no film for split {min(empty)!r}: add more of the films")
-    with TemporaryDirectory(prefix=UNFINISHED, dir=reduced) as aside:
-        shape = (len(table), source["size"], source["size"])
-        images = np.memmap(Path(aside) / "films", np.uint8, "w+", shape=shape)  # all films of 256 px are 7.3 GB
-        for row, name in enumerate(table["Image Index"]):
-            with Image.open(reduced / name) as film:
-                images[row] = film
-        counts = write_set(Path(aside) / "set", images, table, source)
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        (Path(aside) / "set").rename(folder)
-    return counts
+    with making(folder, reduced) as made:
+        with write_films(made / "images.npy", len(table), source["size"]) as films:
+            for name in table["Image Index"]:
+                with Image.open(reduced / name) as film:
+                    films.write(film.tobytes())
+        return write_set(made, None, table, source)
 
 
 def check_options(options, folder, reduced):
     """Raise InputError where the options do not fit together or the set cannot be made there."""
-    if options.name in PRESETS or options.name != folder.name or folder == reduced:
-        raise InputError(f"--name {options.name!r} must name a folder of its own, and no preset; say where with --out")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there but is no finished set: move it away or choose another --name")
+    check_place(options.name, folder, reduced)
     if options.split == "original" and options.lists:
         raise InputError("--lists has no part in --split original, whose patients are known: leave one of them out")
     if options.size < 1 or options.seed < 0:
@@ -256,7 +230,7 @@ def prepare(options):
     """
     out, size = Path(options.out), options.size
     folder, reduced = out / options.name, out / f"films_{size}px"
-    if (folder / "source.json").exists():
+    if is_finished(folder):
         return None
     check_options(options, folder, reduced)
     with TemporaryDirectory() as fetched:
@@ -268,12 +242,10 @@ def prepare(options):
     else:
         sources = fetch.archive_sources(options.archives, options.archive, threads)
     with locked(reduced):
-        if (folder / "source.json").exists():  # made by another process meanwhile
+        if is_finished(folder):  # made by another process meanwhile
             return None
         (reduced / "missing.txt").unlink(missing_ok=True)
-        need, free = (len(needed) + 2 * len(table)) * size**2, shutil.disk_usage(reduced).free
-        if need > free:
-            raise InputError(f"{reduced} needs {need / 1e9:.1f} GB and has {free / 1e9:.1f}: say where with --out")
+        check_space(reduced, (len(needed) + len(table)) * size**2)
         if len(needed) < len(table):
             print(f"{len(table) - len(needed)} of {len(table)} films are in {reduced} already")
         intake = Intake(reduced, size, needed)
@@ -308,15 +280,8 @@ def parse_options(argv=None):
 
 
 def main(argv=None):
-    """The command line; returns 0. Errors that users may cause end it with one line, see `guarded`."""
-    with guarded():
-        options = parse_options(argv)
-        folder = Path(options.out) / options.name
-        if (counts := prepare(options)) is None:
-            print(f"{folder} holds a finished set and is left as it is; to make another, choose another --name")
-        else:
-            print(counts.to_string(), f"{folder} is ready", sep="\n")
-    return 0
+    """The command line; returns 0, see `run_script`."""
+    return run_script(parse_options, prepare, argv)
 
 
 if __name__ == "__main__":

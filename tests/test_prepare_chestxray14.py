@@ -284,7 +284,7 @@ def test_a_disk_that_is_or_will_be_full_is_no_fault_of_the_films(raw, monkeypatc
     def full(*arguments, **more):
         raise OSError(28, "No space left on device")
 
-    need = 3 * PATIENTS * FILMS * SIZE**2
+    need = 2 * PATIENTS * FILMS * SIZE**2
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(need - 1))
         assert "GB" in one_line(prepare, raw) and not list((raw.parent / "out").rglob("*.png"))

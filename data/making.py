@@ -1,0 +1,91 @@
+"""How a script makes a set's folder: in a place that is checked before and locked meanwhile, whole or not at all.
+
+Every script has a folder beside the sets for what is on its way into one, `work` below. A set is made there, in a
+folder that is renamed at the end.
+"""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from dataset import PRESETS
+from support.files import InputError, lock, replacing
+from support.settings import guarded
+
+OUT = Path(__file__).resolve().parent  # the sets' folders are made here
+UNFINISHED = "unfinished_"  # begins the names of folders that a killed run leaves behind
+
+
+def is_finished(folder):
+    """Whether `folder` is a finished set."""
+    return (folder / "source.json").exists()
+
+
+def check_place(name, folder, work):
+    """Raise InputError unless a set called `name` can be made as `folder`."""
+    if name in PRESETS or name != folder.name or folder == work:
+        raise InputError(f"--name {name!r} must name a folder of its own, and no preset; say where with --out")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there but is no finished set: move it away or choose another --name")
+
+
+def check_space(work, need):
+    """Raise InputError where the disk of `work` has less room than `need`, in bytes."""
+    if need > (free := shutil.disk_usage(work).free):
+        raise InputError(f"{work} needs {need / 1e9:.1f} GB and has {free / 1e9:.1f}: say where with --out")
+
+
+@contextmanager
+def locked(work):
+    """Make `work` where it is missing, and lock it against a second process."""
+    work.mkdir(parents=True, exist_ok=True)
+    held = lock(work / "lock")
+    try:
+        for left in work.glob(f"{UNFINISHED}*"):  # left by a run that was killed
+            shutil.rmtree(left)
+        yield
+    finally:
+        held.release(force=True)
+
+
+@contextmanager
+def making(folder, work):
+    """Yields an empty folder in `work`, which becomes `folder` at the end and is removed after a fault."""
+    with TemporaryDirectory(prefix=UNFINISHED, dir=work) as aside:
+        made = Path(aside) / "set"
+        made.mkdir()
+        yield made
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        made.rename(folder)
+
+
+@contextmanager
+def write_films(path, films, size):
+    """Opens the images.npy of a set of so many films for their grey values, one film after the other, as bytes.
+
+    The films need not be in memory together: all of ChestX-ray14 at 224 px are 5.6 GB.
+    """
+    with replacing(path) as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (films, size, size)}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
+
+
+def run_script(parse_options, prepare, argv):
+    """A script's command line; returns 0. Errors that users may cause end it with one line, see `guarded`.
+
+    prepare(options) makes the set options.name in options.out. It returns the set's counts, or None where the set is
+    there already.
+    """
+    with guarded():
+        options = parse_options(argv)
+        folder = Path(options.out) / options.name
+        if (counts := prepare(options)) is None:
+            print(f"{folder} holds a finished set and is left as it is; to make another, choose another --name")
+        else:
+            print(counts.to_string(), f"{folder} is ready", sep="\n")
+    return 0
