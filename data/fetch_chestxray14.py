@@ -28,6 +28,7 @@ from urllib3.util import Retry
 
 from data.films import is_whole, walk
 from support.files import InputError
+from support.progress import progress
 
 # The mirror has the films, the label table and the lists.
 MIRROR = "https://huggingface.co/datasets/alkzar90/NIH-Chest-X-ray-dataset/resolve/main/data/"
@@ -39,6 +40,7 @@ MAX_MEMBER = 1 << 27  # bytes of a film in an archive; more is no film but a fau
 TRIES = 6  # times that a failed request or a dropped connection is tried again
 WAIT = 1.0  # s before such a try, twice as long before each further one
 TIMEOUT = 60  # s without an answer
+BLOCK = 1 << 20  # bytes of a file that are read at once
 ZIP, TAR = (".zip",), (".tar.gz", ".tgz")  # endings of archives, in any case
 PACKED = (*ZIP, *TAR, ".tar", ".7z", ".rar")  # endings of archives within archives, which are only named
 
@@ -209,16 +211,37 @@ def open_mirror(number):
             yield archive
 
 
-def fetch_file(name, folder):
-    """Copy a small file of the mirror, the label table or a list, into `folder`; returns its path."""
+def download(url, path):
+    """Copy the file at an address to `path`. What an earlier call left there is its beginning, and is not sent again.
+
+    Raises one of UNREADABLE. A server that cannot send a part of the file sends it from its beginning.
+    """
+    path.touch()
+    reached = 0
 
     def read():
-        with get(MIRROR + name) as (_, answer):
-            yield answer.raw.read(decode_content=True)
+        nonlocal reached
+        with open(path, "r+b") as file:
+            start = max(file.seek(0, io.SEEK_END) - 1, 0)  # the last byte once more, since no server sends no byte
+            with get(url, **{"Range": f"bytes={start}-", "Accept-Encoding": "identity"}) as (_, answer):
+                start = file.seek(start if answer.status_code == 206 else 0)
+                file.truncate()
+                blocks = -(-(start + int(answer.headers.get("Content-Length", 0))) // BLOCK)
+                for block in progress(answer.raw.stream(BLOCK), f"{path.name}, MB", blocks, start // BLOCK):
+                    file.write(block)
+                    if file.tell() > reached:  # else the server sends, and loses, the beginning again and again
+                        reached = file.tell()
+                        yield
 
+    for _ in persist(read):
+        pass
+
+
+def fetch_file(name, folder):
+    """Copy a small file of the mirror, the label table or a list, into `folder`; returns its path."""
     path = Path(folder) / name
     try:
-        path.write_bytes(next(persist(read)))
+        download(MIRROR + name, path)
     except UNREADABLE as error:
         ways = f"try again, or get it by hand from {BY_HAND} and give it with --labels or --lists"
         raise InputError(f"{name} of the mirror cannot be read ({error}): {ways}") from None
