@@ -22,31 +22,13 @@ STRONGEST = 5  # findings of a film whose activation maps are shown: those with 
 
 
 def open_own_films(folder, data, crop, device, anyway, results):
-    """The films anywhere below `folder`, in the order of their names, as `dataset.Films` without labels.
+    """The films of `read_folder`, in the order of their names, as `dataset.Films` without labels.
 
-    Each is squared with black and reduced to the size of the films of the prepared set `data`, as these were. A copy of
-    another film is left out. Raises InputError, naming the film, for one that is broken or too small, and for two of
-    one name; for a folder without a film; for one in the folder `results`, where its sheet might take its place; and
-    where the set is synthetic and a film is not one of its own, pixel by pixel, unless `anyway` is true.
+    Each is squared with black and reduced to the size of the films of the prepared set `data`, as these were. Raises
+    InputError where the set is synthetic and a film is not one of its own, pixel by pixel, unless `anyway` is true.
     """
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder} is not a folder: give --films the folder with the films")
-    files, size = list(walk(folder)), data.images.shape[1]
-    tell_others(path.name for path in files)
-    films, names, copies = {}, {}, []  # films {pixels: path}, names {film_key: path}
-    for path in sorted(files, key=lambda path: (len(path.name), path)):  # a copy's name is longer
-        if is_film(path.name):
-            if os.path.realpath(path).startswith(os.path.realpath(results) + os.sep):
-                raise InputError(f"{path}: lies in {results}, where sheets are written: give --films another folder")
-            if (first := films.setdefault(read_film(path, size).tobytes(), path)) != path:
-                copies.append(f"{path} of {first}")
-            elif (first := names.setdefault(film_key(path.name), path)) != path:
-                raise InputError(f"{first} and {path} have one name: rename one, or move it away")
-    if not films:
-        raise InputError(f"{folder} has no film (PNG or JPEG) in it: convert others, such as DICOM, to PNG")
-    if copies:
-        print(f"left out: {len(copies)} files that are copies, such as {copies[0]}")
-    films = dict(sorted(films.items(), key=lambda film: film_key(film[1].name)))
+    size = data.images.shape[1]
+    films = read_folder(folder, size, results)
     if data.synthetic and not anyway:
         known = {film.tobytes() for film in data.images}
         for path in [path for pixels, path in films.items() if pixels not in known]:
@@ -56,6 +38,33 @@ def open_own_films(folder, data, crop, device, anyway, results):
     labels = np.zeros((len(films), len(data.findings)), dtype=np.float32)
     table = pd.DataFrame({"Image Index": [path.name for path in films.values()], "split": "own"})
     return Films(replace(data, images=images, labels=labels, table=table), "own", crop, device)
+
+
+def read_folder(folder, size, results):
+    """The films anywhere below `folder`, {pixels: path}, sorted by name; a copy of another film is left out.
+
+    Raises InputError, naming the film, for one that is broken or smaller than `size` px, for two of one name, and for
+    one in the folder `results`, where its sheet might take its place; and for a folder without a film.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder} is not a folder: give --films the folder with the films")
+    files = list(walk(folder))
+    tell_others(path.name for path in files)
+    films, names, copies = {}, {}, []  # names {film_key: path}
+    for path in sorted(files, key=lambda path: (len(path.name), path)):  # a copy's name is longer
+        if not is_film(path.name):
+            continue
+        if os.path.realpath(path).startswith(os.path.realpath(results) + os.sep):
+            raise InputError(f"{path}: lies in {results}, where sheets are written: give --films another folder")
+        if (first := films.setdefault(read_film(path, size).tobytes(), path)) != path:
+            copies.append(f"{path} of {first}")
+        elif (first := names.setdefault(film_key(path.name), path)) != path:
+            raise InputError(f"{first} and {path} have one name: rename one, or move it away")
+    if not films:
+        raise InputError(f"{folder} has no film (PNG or JPEG) in it: convert others, such as DICOM, to PNG")
+    if copies:
+        print(f"left out: {len(copies)} files that are copies, such as {copies[0]}")
+    return dict(sorted(films.items(), key=lambda film: film_key(film[1].name)))
 
 
 def read_film(path, size):
