@@ -12,6 +12,7 @@ A set is a folder with three files:
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 from copy import copy
@@ -30,7 +31,7 @@ FINDINGS = (  # of ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315)
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
-NO_FINDING = "No Finding"
+NO_FINDING, AVERAGE = "No Finding", "Average"  # these stand in the place of a finding, so none is called so
 SPLITS = ("train", "val", "test")
 PRESETS = ("phantom", "small", "reference")  # recipes; of all sets, only the phantom is called like one
 COLUMNS = ("Image Index", "Patient ID", "Finding Labels", "split")
@@ -125,12 +126,22 @@ def check_set(folder, images, table, findings):
     return labels
 
 
+def check_findings(names):
+    """Raise InputError unless these names can be those of a set's findings, from one to some hundreds."""
+    taken = {"", "nofinding", "average"}  # without marks and case, as columns of predictions are matched
+    for name in names or [""]:
+        key = re.sub(r"[\W_]+", "", name).casefold()
+        if key in taken or len(name) > 60 or re.search(r"[|,/\\\n]", name) or name != name.strip():
+            rule = "names of up to 60 characters without | , / \\, different in more than case and marks"
+            raise InputError(f"findings must be {rule}, none of them {NO_FINDING!r} or {AVERAGE!r}: {name!r} is not")
+        taken.add(key)
+
+
 def check_source(source):
     """`source`, the content of source.json, completed by DEFAULTS. Raises InputError for invalid values."""
     source = DEFAULTS | source
-    source["findings"] = names = tuple(source["findings"])
-    if not names or len({*names, NO_FINDING, ""}) < len(names) + 2 or "|" in "".join(names):
-        raise InputError(f"findings must be different names without '|', not {', '.join(map(repr, names)) or 'none'}")
+    source["findings"] = tuple(source["findings"])
+    check_findings(source["findings"])
     for name, values in (("preset", PRESETS), ("synthetic", (True, False)), ("patients", (True, False))):
         if source[name] not in values:
             raise InputError(f"{name} must be one of {', '.join(map(repr, values))}, not {source[name]!r}")

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
 
+from dataset import AVERAGE
 from support.files import InputError, read_table, write
 from utils import predict
 
 BASELINE = "chexnet"  # the network that differences are taken from, where it is in the table
-AVERAGE = "Average"  # stands in the place of a finding
 COSTS = ["parameters_millions", "multiply_adds_billions"]
 AUC = ["auc", "low", "high"]  # with its 95 % interval
 GAP = ["difference", "difference_low", "difference_high"]  # to BASELINE, with its 95 % interval

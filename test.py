@@ -12,7 +12,7 @@ Writes  results/index.html, the page with all of it: auc.md, auc.csv, prediction
 from pathlib import Path
 
 import utils
-from dataset import Films, open_set
+from dataset import AVERAGE, Films, open_set
 from report.activations import draw_examples
 from report.figures import draw_auc, draw_roc
 from report.networks import common_crop, costs, find_networks
@@ -20,7 +20,7 @@ from report.own_films import open_own_films, show_own_films
 from report.page import write_page
 from report.predictions import read_others, write_predictions
 from report.tables import as_markdown, describe, remarks
-from scores import AVERAGE, COSTS, auc_table, write_scores
+from scores import COSTS, auc_table, write_scores
 from support import ranks
 from support.devices import select_device
 from support.files import lock, write

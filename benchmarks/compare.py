@@ -37,11 +37,11 @@ from benchmarks import stats
 from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, read_rows, script, script_settings
 from benchmarks.speed import alternate, network_step
 from chexnet import CheXNet
-from dataset import crop_of, open_set
+from dataset import AVERAGE, crop_of, open_set
 from genotypes import PUBLISHED, load_genotype, parse_genotype, random_genotype, save_genotype
 from model_eval import Network
 from report.figures import draw_comparison
-from scores import AVERAGE, COSTS, read_scores
+from scores import COSTS, read_scores
 from support.files import InputError, write
 from support.settings import guarded
 

@@ -3,7 +3,8 @@
 import math
 from typing import NamedTuple
 
-from scores import AUC, AVERAGE, BASELINE, COSTS, GAP
+from dataset import AVERAGE
+from scores import AUC, BASELINE, COSTS, GAP
 
 NOTHING = "–"  # where a number makes no sense, as for CheXNet's difference to itself
 

@@ -21,11 +21,11 @@ import pytest
 import torch
 
 from benchmarks import compare, folds, hypergradient, parts, speed, stats, trainings
-from dataset import Films, load_set
+from dataset import AVERAGE, Films, load_set
 from genotypes import PUBLISHED, load_genotype, random_genotype
 from model_eval import Network
 from report.networks import load_network
-from scores import AVERAGE, COSTS, auc_per_finding, read_scores
+from scores import COSTS, auc_per_finding, read_scores
 from support.files import InputError
 from tests.conftest import start
 from tests.test_scripts import NETWORK, ROOT, SMALL

@@ -123,6 +123,10 @@ def test_tables_that_do_not_fit_are_refused_with_the_row(spoil, problem, written
     ("name", "value"),
     [
         *(("findings", value) for value in ([], ["Mass", "Mass"], ["Mass", ""], ["No Finding"], ["Mass|Hernia"])),
+        *(
+            ("findings", [name, "A b"])
+            for name in ("average", "a_B", "?", "a,b", "a/b", "a\\b", "a\nb", "b ", 61 * "b")
+        ),
         ("preset", "nih10k"),
         ("synthetic", "no"),
         ("patients", "yes"),

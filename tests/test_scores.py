@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from dataset import FINDINGS
-from scores import AUC, AVERAGE, GAP, auc_per_finding, auc_table, draw_patients, read_scores, weighted_auc, write_scores
+from dataset import AVERAGE, FINDINGS
+from scores import AUC, GAP, auc_per_finding, auc_table, draw_patients, read_scores, weighted_auc, write_scores
 from support.files import InputError
 
 FILMS, RESAMPLES = 200, 200

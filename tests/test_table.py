@@ -15,10 +15,10 @@ from sklearn.metrics import roc_auc_score
 import model_eval
 import test as table_script
 from chexnet import CheXNet
-from dataset import FINDINGS, Films, load_set, write_set
+from dataset import AVERAGE, FINDINGS, Films, load_set, write_set
 from genotypes import PUBLISHED, format_genotype
 from report.networks import load_network
-from scores import AUC, AVERAGE, GAP, read_scores
+from scores import AUC, GAP, read_scores
 from support.files import save_state
 from tests.test_scripts import files, run
 from utils import predict

@@ -5,8 +5,9 @@ import math
 import pandas as pd
 import pytest
 
+from dataset import AVERAGE
 from report.tables import as_markdown, best_of_row, describe, remarks
-from scores import AVERAGE, COLUMNS, COSTS, GAP
+from scores import COLUMNS, COSTS, GAP
 
 NAN = math.nan
 POSITIVES = {"Mass": 12, "Pleural_Thickening": 3, "Hernia": 0}
