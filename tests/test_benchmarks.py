@@ -50,7 +50,8 @@ def test_speed_prints_every_row(linux, capsys, monkeypatch):
     rows = [f"search step, {row}" for row in ("first order", "second order", "exact product")]
     rows += [f"{name}, {what}" for name in ("derived network", "CheXNet") for what in ("training step", "inference")]
     assert [line.split(" | ")[0].strip("| ") for line in text.splitlines() if " s | " in line] == rows
-    assert "A second-order step takes" in text and ("| 1.0 of 1.0 GB, 1.00× |" in text) == linux
+    assert "A second-order step takes" in text
+    assert text.count(" | – |\n") == (0 if linux else 3)  # in the column of the memory
     assert re.search(r"step makes \d+ G multiply-adds, \d+ G a second; a matrix product makes \d+ G", text)
 
 
