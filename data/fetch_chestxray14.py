@@ -224,8 +224,7 @@ def download(url, path):
         with open(path, "r+b") as file:
             start = max(file.seek(0, io.SEEK_END) - 1, 0)  # the last byte once more, since no server sends no byte
             with get(url, **{"Range": f"bytes={start}-", "Accept-Encoding": "identity"}) as (_, answer):
-                start = file.seek(start if answer.status_code == 206 else 0)
-                file.truncate()
+                start = file.seek(start) if answer.status_code == 206 else file.truncate(file.seek(0))
                 blocks = -(-(start + int(answer.headers.get("Content-Length", 0))) // BLOCK)
                 for block in progress(answer.raw.stream(BLOCK), f"{path.name}, MB", blocks, start // BLOCK):
                     file.write(block)

@@ -13,7 +13,7 @@ MODULES += sorted(f"report.{path.stem}" for path in ROOT.glob("report/*.py"))
 
 
 def test_importing_any_file_prints_and_writes_nothing(tmp_path):
-    names = [*MODULES, "data.prepare_phantom", "data.prepare_chestxray14"]
+    names = [*MODULES, *(f"data.{path.stem}" for path in ROOT.glob("data/*.py"))]
     lines = [f"import sys; sys.path.insert(0, {str(ROOT)!r})", *(f"import {name}" for name in names)]
     command = [sys.executable, "-B", "-c", "\n".join(lines)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
