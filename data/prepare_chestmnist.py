@@ -191,18 +191,22 @@ def prepare(options):
         check_space(work, sum(FILMS.values()) * side**2 + missing)
         if not path.exists():
             fetch_npz(path, size)
-        with open_npz(path, size) as npz, making(folder, work) as made:
-            table = make_table(read_labels(npz, size), names)
-            if (found := md5_of(path)) != md5:
-                print(f"{path} has the MD5 {found}, and the published file {md5}; its labels are ChestMNIST's")
-            with write_films(made / "images.npy", len(table), side) as file, progress(None, name, len(table)) as bar:
-                for split, films in FILMS.items():
-                    for block in read_rows(npz, f"{split}_images", (films, size, size)):
-                        file.write(block if side == size else enlarge(block, side))
-                        bar.update(len(block))
+        with making(folder, work) as made:
+            with open_npz(path, size) as npz:
+                table = make_table(read_labels(npz, size), names)
+                if (found := md5_of(path)) != md5:
+                    print(f"{path} has the MD5 {found}, and the published file {md5}; its labels are ChestMNIST's")
+                with write_films(made / "images.npy", len(table), side) as out, progress(None, name, len(table)) as bar:
+                    for split, films in FILMS.items():
+                        for block in read_rows(npz, f"{split}_images", (films, size, size)):
+                            out.write(block if side == size else enlarge(block, side))
+                            bar.update(len(block))
             source = {"citation": CITATION, "split": SPLIT, "size": side, "enlarged": side > size}
             source |= {"patients": names is not None, "origin": {"films": path.name, "size": size, "md5": found}}
-            return write_set(made, None, table, source)
+            counts = write_set(made, None, table, source)
+    if names is None:
+        print("no --names: patients are not known, each film counts as one")
+    return counts
 
 
 def parse_options(argv=None):
