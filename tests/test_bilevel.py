@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from report.bilevel import TRN, VAL, WithoutSecondTerm, draw, make_architect, path
+from report.bilevel import START, TRN, VAL, WithoutSecondTerm, draw, make_architect, path
 from tests.test_figures import check_picture
 
 
@@ -22,6 +22,15 @@ def test_the_gradient_is_that_of_the_virtual_loss_in_both_forms(xi, exact):
         loss, (gradient,) = make_architect(xi, alpha, w, exact=exact).second(TRN, VAL, xi)
         assert loss.item() == pytest.approx(alpha * w_virtual - 2 * alpha + 1, abs=1e-12)
         assert gradient.item() == pytest.approx(w_virtual - 2 + 2 * xi * alpha, abs=1e-12)
+
+
+def test_the_numbers_of_the_derivation_in_learn_md():
+    architect = make_architect(0.5, *START)
+    _, (first_term,), (v,), _ = architect.look_ahead(TRN, VAL, 0.5)
+    (product,) = architect.finite_difference_product([v], TRN)
+    gradients = [architect.second(TRN, VAL, 0.5)[1], architect.first(VAL)[1]]
+    numbers = [first_term, v, product, *(gradient for (gradient,) in gradients)]
+    assert torch.stack(numbers).tolist() == pytest.approx([0, 2, -4, 2, -4], abs=1e-12)
 
 
 def test_without_the_second_term_alpha_ends_where_the_first_order_does_and_at_half_never_moves():

@@ -29,12 +29,12 @@ def test_every_function_that_the_page_names_is_in_the_file_that_it_links():
 
 
 def test_every_link_of_the_page_leads_to_a_file_and_its_heading():
-    for path, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", LEARN):
-        text = (ROOT / "docs" / path).read_bytes() if path else LEARN.encode()
-        headings = re.findall(r"^#+ (.*)$", text.decode(), re.MULTILINE) if anchor else []
-        assert not anchor or anchor in {
-            re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
-        }
+    for path, anchor in re.findall(r"\]\(([\w./]*\.[a-z]+)?(#[\w-]+)?\)", LEARN):
+        assert (ROOT / "docs" / path).exists(), path
+        if anchor:
+            text = (ROOT / "docs" / (path or "learn.md")).read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            assert anchor in {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_page_of_exercises_is_that_of_the_table():
