@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from support import ranks
-from support.files import InputError, read_table, replacing, write
+from support.files import InputError, read_table
 
 FINDINGS = (  # of ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315)
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -82,18 +82,6 @@ def encode_findings(finding_labels, findings):
     """`Finding Labels` strings (N,) -> float32 (N, findings) of 0 and 1."""
     films = [set(text.split("|")) for text in finding_labels]
     return np.array([[finding in film for finding in findings] for film in films], dtype=np.float32)
-
-
-def count_findings(table, findings):
-    """A table of counts: a column per split; rows for films, patients, "No Finding" and each finding."""
-    counts = {}
-    for split in SPLITS:
-        rows = table[table["split"] == split]
-        labels = encode_findings(rows["Finding Labels"], findings)
-        found = dict(zip(findings, labels.sum(axis=0).astype(int), strict=True))
-        none = (labels.sum(axis=1) == 0).sum()
-        counts[split] = {"films": len(rows), "patients": rows["Patient ID"].nunique(), NO_FINDING: none} | found
-    return pd.DataFrame(counts)
 
 
 def check_set(folder, images, table, findings):
@@ -155,29 +143,6 @@ def set_checksum(folder):
         with open(Path(folder) / name, "rb") as file:
             hashlib.file_digest(file, lambda: digest)  # which goes on with this digest
     return digest.hexdigest()
-
-
-def write_set(folder, images, table, source):
-    """Write a prepared set. source.json, which marks it as complete, is written last. Returns `count_findings`.
-
-    images: uint8 (N, H, W), or None where the folder's images.npy has them already; table: the columns of labels.csv;
-    source: for source.json, what is not as in DEFAULTS and where the set comes from. Raises InputError for a set that
-    `load_set` would refuse.
-    """
-    folder, source = Path(folder), check_source(source)
-    there = np.load(folder / "images.npy", mmap_mode="r") if images is None else images
-    check_set(folder, there, table, source["findings"])
-    table = table[[column for column in COLUMNS + MORE_COLUMNS if column in table.columns]]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "source.json").unlink(missing_ok=True)
-    if images is not None:
-        with replacing(folder / "images.npy") as file:
-            np.save(file, images)
-    write(folder / "labels.csv", table.to_csv(index=False, lineterminator="\n"))
-    counts = count_findings(table, source["findings"])
-    source |= {"counts": counts.to_dict(), "checksum": set_checksum(folder)}
-    write(folder / "source.json", json.dumps(source, indent=1) + "\n")
-    return counts
 
 
 def read_source(folder):

@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.parts import format_table
 from benchmarks.stats import auc_over_folds
-from dataset import Films, load_set, read_source, write_set
+from data.making import write_set
+from dataset import Films, load_set, read_source
 from report.networks import load_network
 from report.predictions import read_predictions, write_predictions
 from scores import auc_per_finding, interval

@@ -1,18 +1,30 @@
-"""How a script makes a set's folder: in a place that is checked before and locked meanwhile, whole or not at all.
+"""How a script makes a set: in a place that is checked before and locked meanwhile, whole or not at all.
 
 Every script has a folder beside the sets for what is on its way into one, `work` below. A set is made there, in a
 folder that is renamed at the end.
 """
 
+import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas as pd
 
-from dataset import PRESETS
-from support.files import InputError, lock, replacing
+from dataset import (
+    COLUMNS,
+    MORE_COLUMNS,
+    NO_FINDING,
+    PRESETS,
+    SPLITS,
+    check_set,
+    check_source,
+    encode_findings,
+    set_checksum,
+)
+from support.files import InputError, lock, replacing, write
 from support.settings import guarded
 
 OUT = Path(__file__).resolve().parent  # the sets' folders are made here
@@ -73,6 +85,41 @@ def write_films(path, films, size):
         header = {"descr": "|u1", "fortran_order": False, "shape": (films, size, size)}
         np.lib.format.write_array_header_1_0(file, header)
         yield file
+
+
+def count_findings(table, findings):
+    """A table of counts: a column per split; rows for films, patients, "No Finding" and each finding."""
+    counts = {}
+    for split in SPLITS:
+        rows = table[table["split"] == split]
+        labels = encode_findings(rows["Finding Labels"], findings)
+        found = dict(zip(findings, labels.sum(axis=0).astype(int), strict=True))
+        none = (labels.sum(axis=1) == 0).sum()
+        counts[split] = {"films": len(rows), "patients": rows["Patient ID"].nunique(), NO_FINDING: none} | found
+    return pd.DataFrame(counts)
+
+
+def write_set(folder, images, table, source):
+    """Write a prepared set. source.json, which marks it as complete, is written last. Returns `count_findings`.
+
+    images: uint8 (N, H, W), or None where the folder's images.npy has them already; table: the columns of labels.csv;
+    source: for source.json, what is not as in DEFAULTS and where the set comes from. Raises InputError for a set that
+    `load_set` would refuse.
+    """
+    folder, source = Path(folder), check_source(source)
+    there = np.load(folder / "images.npy", mmap_mode="r") if images is None else images
+    check_set(folder, there, table, source["findings"])
+    table = table[[column for column in COLUMNS + MORE_COLUMNS if column in table.columns]]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "source.json").unlink(missing_ok=True)
+    if images is not None:
+        with replacing(folder / "images.npy") as file:
+            np.save(file, images)
+    write(folder / "labels.csv", table.to_csv(index=False, lineterminator="\n"))
+    counts = count_findings(table, source["findings"])
+    source |= {"counts": counts.to_dict(), "checksum": set_checksum(folder)}
+    write(folder / "source.json", json.dumps(source, indent=1) + "\n")
+    return counts
 
 
 def run_script(parse_options, prepare, argv):

@@ -29,8 +29,8 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 from data import fetch_chestxray14 as fetch
 from data.films import FILTER
 from data.labels_chestxray14 import film_name, find, some
-from data.making import OUT, check_place, check_space, is_finished, locked, making, run_script, write_films
-from dataset import FINDINGS, NO_FINDING, write_set
+from data.making import OUT, check_place, check_space, is_finished, locked, making, run_script, write_films, write_set
+from dataset import FINDINGS, NO_FINDING
 from support.files import InputError, read_table
 from support.progress import progress
 

@@ -31,8 +31,19 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 from data import fetch_chestxray14 as fetch
 from data.films import film_key, is_film, is_whole, reduce_film, tell_others
 from data.labels_chestxray14 import LISTS, TABLE, assign_splits, original_split, read_labels, some
-from data.making import OUT, UNFINISHED, check_place, check_space, is_finished, locked, making, run_script, write_films
-from dataset import SPLITS, write_set
+from data.making import (
+    OUT,
+    UNFINISHED,
+    check_place,
+    check_space,
+    is_finished,
+    locked,
+    making,
+    run_script,
+    write_films,
+    write_set,
+)
+from dataset import SPLITS
 from support.files import InputError, write
 from support.progress import progress
 

@@ -19,7 +19,8 @@ import pandas as pd
 if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset import FINDINGS, read_source, write_set
+from data.making import write_set
+from dataset import FINDINGS, read_source
 from support.files import InputError, lock
 from support.progress import progress
 from support.settings import guarded

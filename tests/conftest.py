@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import test as table_script
-from dataset import FINDINGS, find_preset, write_set
+from data.making import write_set
+from dataset import FINDINGS, find_preset
 from support import settings
 from tests.films import make_raw
 from utils import SCHEDULES

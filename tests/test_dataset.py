@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.ndimage import affine_transform, gaussian_filter
 
+from data.making import write_set
 from dataset import (
     DEFAULTS,
     FINDINGS,
@@ -22,7 +23,6 @@ from dataset import (
     open_set,
     set_checksum,
     turned,
-    write_set,
 )
 from support import ranks
 from support.files import InputError

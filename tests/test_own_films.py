@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import test as table_script
-from dataset import FINDINGS, load_set, write_set
+from data.making import write_set
+from dataset import FINDINGS, load_set
 from report.predictions import read_predictions
 from tests.test_scripts import files, run
 from tests.test_table import save_network

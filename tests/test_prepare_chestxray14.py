@@ -15,7 +15,8 @@ from PIL import Image
 
 from data import prepare_chestxray14 as chestxray14
 from data.films import reduce_film
-from dataset import FINDINGS, PRESETS, count_findings, encode_findings, load_set
+from data.making import count_findings
+from dataset import FINDINGS, PRESETS, encode_findings, load_set
 from tests.films import (
     FILM,
     FILMS,

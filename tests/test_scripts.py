@@ -15,7 +15,8 @@ import search_train
 import test as table_script
 import utils
 import val_train
-from dataset import Films, find_preset, load_set, write_set
+from data.making import write_set
+from dataset import Films, find_preset, load_set
 from genotypes import PUBLISHED, diagnostics, edge_entropy, format_genotype, load_genotype, save_genotype
 from model_search import Network
 from report.networks import load_network

@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 import model_eval
 import test as table_script
 from chexnet import CheXNet
-from dataset import AVERAGE, FINDINGS, Films, load_set, write_set
+from data.making import write_set
+from dataset import AVERAGE, FINDINGS, Films, load_set
 from genotypes import PUBLISHED, format_genotype
 from report.networks import load_network
 from scores import AUC, GAP, read_scores
