@@ -9,12 +9,14 @@ import math
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import csr_array
 from sklearn.metrics import roc_auc_score
 
 from dataset import AVERAGE
 from support.files import InputError, read_table, write
 from utils import predict
 
+BLOCK = 200  # resamples that are computed at once
 BASELINE = "chexnet"  # the network that differences are taken from, where it is in the table
 COSTS = ["parameters_millions", "multiply_adds_billions"]
 AUC = ["auc", "low", "high"]  # with its 95 % interval
@@ -42,15 +44,17 @@ def evaluate(network, films, batch_size, pause):
 
 
 def draw_patients(patients, resamples, seed):
-    """How often each film is drawn, (resamples, N): whole patients, as many as there are, with replacement.
+    """How often each film is drawn, in blocks of (up to BLOCK resamples, N): whole patients, with replacement.
 
-    patients (N,): whose film it is.
+    A resample has as many patients as there are. patients (N,): whose film it is.
     """
     _, patient_of_film = np.unique(patients, return_inverse=True)
     number = patient_of_film.max() + 1
-    drawn = torch.randint(number, (resamples, number), generator=torch.Generator().manual_seed(seed)).numpy()
-    times = np.stack([np.bincount(row, minlength=number) for row in drawn])
-    return times[:, patient_of_film].astype(float)
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, resamples, BLOCK):
+        drawn = torch.randint(number, (min(BLOCK, resamples - start), number), generator=generator).numpy()
+        times = np.stack([np.bincount(row, minlength=number) for row in drawn], axis=1)
+        yield times[patient_of_film].astype(float).T  # a film's numbers lie side by side, as `weighted_auc` reads them
 
 
 def weighted_auc(positive, scores, weights):
@@ -60,15 +64,19 @@ def weighted_auc(positive, scores, weights):
     """
     if np.isnan(scores).any():
         return np.full(len(weights), math.nan)
-    order = np.argsort(scores)
-    positive, scores, weights = positive[order], scores[order], weights[:, order]
-    # Column n is how many negatives are among the n lowest scores.
-    negatives = np.pad(np.cumsum(weights * ~positive, axis=1), ((0, 0), (1, 0)))
-    lower, not_higher = (np.searchsorted(scores, scores[positive], side) for side in ("left", "right"))
-    wins = (negatives[:, lower] + negatives[:, not_higher]) / 2
-    positives = weights[:, positive]
+    levels = np.unique(scores[positive])
+    # The place of a score: 2k + 1 if it is level k, 2k if it lies between this one and the level before.
+    place = sum(np.searchsorted(levels, scores, side) for side in ("left", "right"))
+
+    def weight_at(films):
+        """The weight of these films at each place, (places, resamples)."""
+        rows, shape = np.flatnonzero(films), (2 * len(levels) + 1, len(scores))
+        return csr_array((np.ones(len(rows)), (place[rows], rows)), shape) @ weights.T
+
+    positives, up_to = weight_at(positive)[1::2], np.cumsum(weight_at(~positive), axis=0)
+    wins = (up_to[:-1:2] + up_to[1::2]) / 2  # negatives below a level, and those up to it: an equal one counts half
     with np.errstate(invalid="ignore"):
-        return (positives * wins).sum(axis=1) / (positives.sum(axis=1) * negatives[:, -1])
+        return (positives * wins).sum(axis=0) / (positives.sum(axis=0) * up_to[-1])
 
 
 def interval(resampled):
@@ -108,16 +116,18 @@ def auc_table(labels, patients, probabilities, seed, resamples, min_patients, fi
     network knows. `averaged` is 1 for these, and in the row AVERAGE it is their number. An average difference runs over
     those of them that BASELINE knows, too. A finding with fewer than `min_patients` positive patients has no interval.
     """
-    positive, weights = labels == 1, draw_patients(patients, resamples, seed)
-    one_sided = (weights @ positive == 0) | (weights @ ~positive == 0)
-    scored = one_sided.mean(axis=0) <= 0.01
+    positive, tables = labels == 1, {}
     few = np.array([len(np.unique(patients[column])) < min_patients for column in positive.T])
-
-    auc, resampled, tables = {}, {}, {}
-    for name, p in probabilities.items():
-        auc[name] = auc_per_finding(labels, p)
-        columns = [weighted_auc(*column, weights) for column in zip(positive.T, p.T, strict=True)]
-        resampled[name] = np.stack(columns, axis=1)  # (resamples, findings)
+    auc = {name: auc_per_finding(labels, p) for name, p in probabilities.items()}
+    resampled, one_sided = {name: [] for name in probabilities}, []
+    for weights in draw_patients(patients, resamples, seed):
+        one_sided.append((weights @ positive == 0) | (weights @ ~positive == 0))
+        for name, p in probabilities.items():
+            columns = [weighted_auc(*column, weights) for column in zip(positive.T, p.T, strict=True)]
+            resampled[name].append(np.stack(columns, axis=1))
+    resampled = {name: np.concatenate(blocks) for name, blocks in resampled.items()}  # (resamples, findings)
+    one_sided = np.concatenate(one_sided)
+    scored = one_sided.mean(axis=0) <= 0.01
     for name in probabilities:
         averaged = scored & ~np.isnan(auc[name])
         columns = [with_limits(add_average(auc[name], averaged), add_average(resampled[name], averaged), few)]

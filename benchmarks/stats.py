@@ -64,7 +64,7 @@ def auc_over_folds(folds, resamples):
     """
     pairs, wins = 0, {}
     for k, (positive, patients, predictions) in enumerate(folds):
-        weights = np.vstack([np.ones(len(patients)), draw_patients(patients, resamples, seed=k)])
+        weights = np.vstack([np.ones(len(patients)), *draw_patients(patients, resamples, seed=k)])
         inside = (weights @ positive) * (weights @ ~positive)
         pairs = pairs + inside
         for command, seeds in predictions.items():

@@ -8,10 +8,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from dataset import AVERAGE, FINDINGS
-from scores import AUC, GAP, auc_per_finding, auc_table, draw_patients, read_scores, weighted_auc, write_scores
+from scores import AUC, BLOCK, GAP, auc_per_finding, auc_table, draw_patients, read_scores, weighted_auc, write_scores
 from support.files import InputError
 
-FILMS, RESAMPLES = 200, 200
+FILMS, RESAMPLES = 200, BLOCK + 20
 
 
 def films(seed=0, rate=0.2):
@@ -42,7 +42,7 @@ def test_auc_equals_scikit_learns_and_is_nan_without_both_classes():
 
 def test_every_resample_agrees_with_scikit_learn():
     labels, patients, scores = films()
-    weights = draw_patients(patients, RESAMPLES, seed=0)
+    weights = np.concatenate([*draw_patients(patients, RESAMPLES, seed=0)])
     for k in range(3):
         ours = weighted_auc(labels[:, k] == 1, scores["a"][:, k], weights)
         theirs = [roc_auc_score(labels[:, k], scores["a"][:, k], sample_weight=w) for w in weights]
@@ -51,19 +51,19 @@ def test_every_resample_agrees_with_scikit_learn():
 
 def test_patients_are_drawn_whole_and_as_many_as_there_are():
     _, patients, _ = films()
-    weights = draw_patients(patients, RESAMPLES, seed=0)
+    weights = np.concatenate([*draw_patients(patients, RESAMPLES, seed=0)])
     first = np.unique(patients, return_index=True)[1]
     assert (weights == weights[:, first][:, np.searchsorted(patients[first], patients)]).all()
     assert (weights[:, first].sum(axis=1) == len(first)).all()
     assert weights[:, first].std() == pytest.approx(1, abs=0.05)  # with replacement: nearly a Poisson distribution
-    assert (weights != draw_patients(patients, RESAMPLES, seed=1)).any()
+    assert (weights != np.concatenate([*draw_patients(patients, RESAMPLES, seed=1)])).any()
 
 
 def test_intervals_are_percentiles_and_differences_are_taken_within_a_resample():
     labels, patients, scores = films()
     table, averaged, left_out = table_of(labels, patients, scores, seed=3)
     assert averaged == list(FINDINGS) and not any(left_out.values())
-    weights = draw_patients(patients, RESAMPLES, seed=3)
+    weights = np.concatenate([*draw_patients(patients, RESAMPLES, seed=3)])
     each = {
         name: np.stack([weighted_auc(*pair, weights) for pair in zip(labels.T == 1, p.T, strict=True)], axis=1)
         for name, p in scores.items()
