@@ -54,7 +54,7 @@ def draw_patients(patients, resamples, seed):
     for start in range(0, resamples, BLOCK):
         drawn = torch.randint(number, (min(BLOCK, resamples - start), number), generator=generator).numpy()
         times = np.stack([np.bincount(row, minlength=number) for row in drawn], axis=1)
-        yield times[patient_of_film].astype(float).T  # a film's numbers lie side by side, as `weighted_auc` reads them
+        yield times.astype(np.float32)[patient_of_film].T  # in memory film by film, as `weighted_auc` reads them
 
 
 def weighted_auc(positive, scores, weights):
@@ -71,9 +71,10 @@ def weighted_auc(positive, scores, weights):
     def weight_at(films):
         """The weight of these films at each place, (places, resamples)."""
         rows, shape = np.flatnonzero(films), (2 * len(levels) + 1, len(scores))
-        return csr_array((np.ones(len(rows)), (place[rows], rows)), shape) @ weights.T
+        return csr_array((np.ones(len(rows), np.float32), (place[rows], rows)), shape) @ weights.T
 
-    positives, up_to = weight_at(positive)[1::2], np.cumsum(weight_at(~positive), axis=0)
+    # Up to 2²⁴ films, float32 holds these whole numbers exactly; their products need float64.
+    positives, up_to = weight_at(positive)[1::2].astype(float), np.cumsum(weight_at(~positive), axis=0)
     wins = (up_to[:-1:2] + up_to[1::2]) / 2  # negatives below a level, and those up to it: an equal one counts half
     with np.errstate(invalid="ignore"):
         return (positives * wins).sum(axis=0) / (positives.sum(axis=0) * up_to[-1])
