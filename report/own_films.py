@@ -86,7 +86,7 @@ def show_own_films(folder, films, findings, networks, probabilities):
     for path in folder.glob("films_*.csv"):  # of an earlier call, whose films these files name
         with suppress(ValueError, KeyError):  # not written here
             for film in read_table(path)["Image Index"]:
-                sheet_path(folder, film).unlink(missing_ok=True)
+                (folder / "films" / f"{Path(film).stem}.png").unlink(missing_ok=True)
     sheets = {film: {} for film in films.names}
     for name, (network, saved) in networks.items():
         seen = films.seen_by(saved["settings"])
@@ -98,12 +98,8 @@ def show_own_films(folder, films, findings, networks, probabilities):
         pictures, captions = [], []
         for name, sheet in of_network.items():
             pictures, captions = pictures + sheet.pictures, [*captions, name, *sheet.captions[1:]]
-        draw_sheet(sheet_path(folder, film), Sheet(pictures, captions, sheet.note))
+        draw_sheet(folder / "films" / f"{Path(film).stem}.png", Sheet(pictures, captions, sheet.note))
     return sheets
-
-
-def sheet_path(folder, film):
-    return folder / "films" / f"{Path(film).stem}.png"
 
 
 def strongest(network, films, k, findings, probabilities):
