@@ -4,9 +4,9 @@ A label is one of 14 findings. Text mining took it from the radiologist's report
 the labels to be right; nobody labelled the films themselves.
 
 Splits: `original` is the split of the original project's toy set, in toy_set.csv. With `all`, `test` is the official
-test_list.txt and `val` a fifth of the patients of train_val_list.txt; without lists, the patients of the label table
-are divided 70 / 10 / 20. A set of one archive has the films that this archive holds, and each film is in the same
-split as in the set of all films.
+test_list.txt and `val` a fifth of the patients of train_val_list.txt; or the splits are train_list.txt, val_list.txt
+and test_list.txt. Without lists, the patients of the label table are divided 70 / 10 / 20. A set of one archive has the
+films that this archive holds, and each film is in the same split as in the set of all films.
 
 Tables and lists are read in the forms in which people have them. A film is matched by `films.film_key`.
 """
@@ -19,13 +19,14 @@ import numpy as np
 import pandas as pd
 
 from data.films import film_key, is_film
-from dataset import FINDINGS, NO_FINDING
+from dataset import FINDINGS, NO_FINDING, SPLITS
 from support.files import InputError, read_table, read_text
 
 VAL_OF_TRAIN_VAL = 0.2  # share of the official train_val patients that become val
 VAL, TEST = 0.1, 0.2  # shares of all patients, without the official lists
 TABLE = "Data_Entry_2017_v2020.csv"  # the official label table
 LISTS = ("train_val_list.txt", "test_list.txt")  # the official split, one film name per line
+THREE_LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")  # as others publish theirs
 TOY_SET = Path(__file__).with_name("toy_set.csv")  # film, split: the original project's lists
 # Columns that a label table may have, in any spelling that `plain` makes equal, and what the set calls them.
 FURTHER = {"patientgender": "Sex", "patientsex": "Sex", "patientage": "Age", "viewposition": "View"}
@@ -140,14 +141,26 @@ def leave_out(films, lists, skip_bad):
         print(f"left out: {some(films)} of {lists}, not in the label table")
 
 
-def read_list(folder, name, names):
-    """The films of an official list, or of Kaggle's copy of it, NAME_NIH.txt; names: {key: film of the label table}.
+def find_lists(folder):
+    """{name: file} of a folder, where Kaggle's copy of a list, NAME_NIH.txt, has the list's name, and what to read.
 
-    Names may have a folder before them and further columns behind them. The first line may be a header.
+    Raises InputError where lists of both kinds are there.
     """
     files = sorted((path.name for path in Path(folder).glob("*")), reverse=True)  # the official list after the copy
     files = {re.sub("_NIH(?=[.])", "", file): file for file in files}
-    ways = f"give --lists the folder with the official {' and '.join(LISTS)}"
+    there = {plain(name) for name in files}
+    three = [name for name in THREE_LISTS[:2] if plain(name) in there]
+    if three and plain(LISTS[0]) in there:
+        raise InputError(f"{folder} has {LISTS[0]} and {three[0]}, of two divisions: keep the lists of one in a folder")
+    return files, THREE_LISTS if three else LISTS
+
+
+def read_list(folder, name, files, names):
+    """The films of a list; files: see `find_lists`; names: {key: film of the label table}.
+
+    Names may have a folder before them and further columns behind them. The first line may be a header.
+    """
+    ways = f"give --lists the folder with the official {' and '.join(LISTS)}, or with {', '.join(THREE_LISTS)}"
     path = Path(folder) / files[find(name, list(files), folder, ways)]
     films = []
     for number, line in enumerate(read_text(path).splitlines()):
@@ -167,7 +180,8 @@ def read_list(folder, name, names):
 def assign_splits(table, lists, seed, skip_bad=False):
     """The rows of `table` (see read_labels) that take part, with their `split`; no patient is in two splits.
 
-    lists: folder of the official lists, or None. Raises InputError, naming the films, for lists that do not fit.
+    lists: folder of the two official lists or of three, or None. Raises InputError, naming the films, for lists that
+    do not fit.
     skip_bad: leave out films of the lists that are not in the table.
     """
     if lists is None:
@@ -176,22 +190,27 @@ def assign_splits(table, lists, seed, skip_bad=False):
         return table.assign(split=split)
     films = table["Image Index"]
     names = dict(zip(films.map(film_key), films, strict=True))
-    train_val, test = (read_list(lists, name, names) for name in LISTS)
-    listed = pd.Series(train_val + test, dtype=object)
-    is_test, is_train_val = films.isin(test), films.isin(train_val)
-    shared = films[is_test & table["Patient ID"].isin(table["Patient ID"][is_train_val])].to_list()
+    files, parts = find_lists(lists)
+    rows = [(film, k) for k, name in enumerate(parts) for film in read_list(lists, name, files, names)]
+    listed = pd.DataFrame(rows, columns=["film", "part"])
+    twice = listed["film"].duplicated()
+    part = films.map(listed[~twice].set_index("film")["part"])  # the number of a film's list, NaN in none
+    first = part.groupby(table["Patient ID"]).transform("min")
     for problem, bad in (
-        ("name more than once", listed[listed.duplicated()].unique()),
-        ("share the patients of", shared),
+        ("name more than once", listed["film"][twice].unique()),
+        ("share the patients of", films[part > first].to_list()),
     ):
         if len(bad):
             raise InputError(f"{lists}: the lists {problem} {some(bad)}: use the official lists and label table")
-    leave_out(listed[~listed.isin(films)].to_list(), f"the lists in {lists}", skip_bad)
-    if others := films[~films.isin(listed)].to_list():
-        print(f"left out: {some(others)} of the label table, in neither list")
-    (val,) = draw(table["Patient ID"][is_train_val], (VAL_OF_TRAIN_VAL,), seed)
-    split = np.where(is_test, "test", np.where(table["Patient ID"].isin(val), "val", "train"))
-    return table.assign(split=split)[is_test | is_train_val].reset_index(drop=True)
+    leave_out(listed["film"][~listed["film"].isin(films)].to_list(), f"the lists in {lists}", skip_bad)
+    if others := films[part.isna()].to_list():
+        print(f"left out: {some(others)} of the label table, in no list")
+    if parts == THREE_LISTS:
+        split = part.map(dict(enumerate(SPLITS)))
+    else:
+        (val,) = draw(table["Patient ID"][part == 0], (VAL_OF_TRAIN_VAL,), seed)
+        split = np.where(part == 1, "test", np.where(table["Patient ID"].isin(val), "val", "train"))
+    return table.assign(split=split)[part.notna()].reset_index(drop=True)
 
 
 def original_split(table, skip_bad=False):

@@ -278,7 +278,7 @@ def parse_options(argv=None):
     parser.add_argument("--archive", type=int, help="take the films of this one of the twelve archives, 1 to 12")
     parser.add_argument("--split", choices=("original", "all"), help="original: the toy set; all: all films")
     parser.add_argument("--labels", help="Data_Entry_2017.csv or _v2020.csv, gzipped or not; --download can fetch it")
-    parser.add_argument("--lists", help=f"folder with the official {' and '.join(LISTS)}; without, split by patient")
+    parser.add_argument("--lists", help="folder with the two official lists, or train_list.txt, val_ and test_")
     parser.add_argument("--size", type=int, default=SIZE, help="height and width of a prepared film, px (%(default)s)")
     parser.add_argument("--name", default=NAME, help="the set's name (%(default)s)")
     parser.add_argument("--out", default=OUT, help="where its folder is made (the data folder)")

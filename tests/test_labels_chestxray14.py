@@ -80,7 +80,7 @@ def test_films_of_the_lists_that_the_table_lacks_are_named_or_left_out(raw, toy,
     assert capsys.readouterr().out.splitlines() == [
         f"left out: 1 film ({FILM}) of the toy set, not in the label table",
         f"left out: 1 film ({FILM}) of the lists in {raw}, not in the label table",
-        "left out: 1 film (00000099_001.png) of the label table, in neither list",
+        "left out: 1 film (00000099_001.png) of the label table, in no list",
     ]
 
 
@@ -151,6 +151,24 @@ def test_tables_and_lists_are_read_as_people_have_them(form, raw):
     assert divide(raw).equals(expected)
 
 
+def three_lists(raw):
+    """raw's films as others publish their splits: patients 1 to 6, 7, 8, and of test only patient 9."""
+    (raw / "train_val_list.txt").unlink()
+    for split, patients in (("train", range(1, 7)), ("val", (7, 8)), ("test", (9,))):
+        films = [f"images_001/{film_name(patient, film)} 0 1 0" for patient in patients for film in (0, 1)]
+        (raw / f"{split}_list.txt").write_text("\n".join(films))
+
+
+def test_three_lists_are_the_splits(raw, capsys):
+    three_lists(raw)
+    table = divide(raw)
+    splits = {name: set(rows["Patient ID"]) for name, rows in table.groupby("split")}
+    assert splits == {"train": {1, 2, 3, 4, 5, 6}, "val": {7, 8}, "test": {9}} and len(table) == 18
+    assert f"left out: 2 films ({film_name(10, 0)}, {film_name(10, 1)}) of the label table, in no list" in (
+        capsys.readouterr().out
+    )
+
+
 def test_names_with_spaces_are_those_of_the_table(raw):
     for file in ("table.csv", "train_val_list.txt"):
         edit(raw / file, FILM, "film 3 b.png")
@@ -192,6 +210,22 @@ FAULTS = {  # what is done, and words of the line
     "no film": (in_list(film_name(10, 0), "none"), "test_list.txt, line 3: 'none' names no film"),
     "film in a header": (in_list(TESTED, "9.txt"), "test_list.txt, line 1: '9.txt' names no film"),
     "two splits": (in_table(f"{TESTED},No Finding,0,9", f"{TESTED},No Finding,0,3"), "share", TESTED, "official"),
+    "two divisions": (
+        lambda raw: (raw / "val_list.txt").write_text(FILM),
+        *("has train_val_list.txt and val_list.txt", "keep the lists of one"),
+    ),
+    "third list lost": (
+        lambda raw: [three_lists(raw), (raw / "val_list.txt").unlink()],
+        *("has no 'val_list.txt'", "give --lists the folder"),
+    ),
+    "two of three lists": (
+        lambda raw: [three_lists(raw), edit(raw / "val_list.txt", "00000007_001.png", "00000001_001.png")],
+        *("name more than once", "00000001_001.png"),
+    ),
+    "patient of three lists": (
+        lambda raw: [three_lists(raw), edit(raw / "table.csv", "0,7,PA", "0,1,PA")],
+        *("share the patients of", "00000007_000.png"),
+    ),
     "empty list": (overwritten("test_list.txt", lambda _: b""), "test_list.txt names no film", "official"),
 }
 
