@@ -103,9 +103,7 @@ def compare(architect, trn, val, smooth):
 
 def main():
     parser = argparse.ArgumentParser(description="Compares the products of the second order on phantom films.")
-    parser.add_argument(
-        "--data", default=str(Path(__file__).resolve().parents[1] / "data"), help="folder of the prepared sets"
-    )
+    parser.add_argument("--data", default=Path(__file__).resolve().parents[1] / "data", help="folder of the sets")
     parser.add_argument("--dataset", default="phantom", help="the set")
     parser.add_argument("--tiny", action="store_true", help="the smallest setting")
     options = parser.parse_args()
@@ -116,10 +114,8 @@ def main():
     trn_sampler, val_sampler = (Sampler(Films(data, s, crop, device), films, generator) for s in ("train", "val"))
     network = Network(C, len(data.findings), layers)
     utils.start_at_prevalence(network.classifier, trn_sampler.films.labels)
-    print(
-        f"{platform.machine()}, torch {torch.__version__}, {date.today()}; {data.name}, C {C}, {layers} cells,", end=" "
-    )
-    print(f"{crop} px, batch {films}, ξ = {W_LR}")
+    recipe = f"{data.name}, C {C}, {layers} cells, {crop} px, batch {films}, ξ = {W_LR}"
+    print(f"{platform.machine()}, torch {torch.__version__}, {date.today()}; {recipe}")
     architect = make_architect(network)
     trn, val = trn_sampler.next(), val_sampler.next()
     for count, name in ((0, "fresh"), (steps, f"after {steps} steps")):

@@ -5,8 +5,13 @@ module per edge and operation. `OriginalArchitect` makes its step of α, and `pl
 out of a derived network or CheXNet. `smooth_twin` serves `benchmarks.hypergradient` and the tests.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
+
+from operations import DepthwisePointwise
+from support.separable import plain
 
 
 def smooth_twin(network):
@@ -27,17 +32,12 @@ def smooth_twin(network):
 def plain_twin(network):
     """Take the fast forms out of a derived network or CheXNet, in place, and return it.
 
-    Its tensors are contiguous then, not channels-last, and each separable convolution is two modules.
+    Its tensors are contiguous then, not channels-last, and each separable convolution is two convolutions.
     """
-    for parent in list(network.modules()):
-        for name, module in parent.named_children():
-            if hasattr(module, "depthwise"):
-                kernel, dilation = module.depthwise.kernel_size[0], module.dilation
-                depthwise = nn.Conv2d(
-                    module.C, module.C, kernel, module.stride, dilation * (kernel // 2), dilation, module.C, bias=False
-                )
-                depthwise.weight = module.depthwise.weight
-                setattr(parent, name, nn.Sequential(depthwise, module.pointwise))
+    for module in network.modules():
+        if isinstance(module, DepthwisePointwise):
+            weights = {"depthwise": module.depthwise.weight, "pointwise": module.pointwise.weight}
+            module.forward = partial(plain, **weights, stride=module.stride, dilation=module.dilation)
     network.to(memory_format=torch.contiguous_format)
     entrance = network.stem if hasattr(network, "stem") else network.densenet
     entrance.register_forward_pre_hook(lambda module, films: (films[0].contiguous(),))  # undoes forward's channels-last

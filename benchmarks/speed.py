@@ -2,11 +2,10 @@
 
     python -m benchmarks.speed --setting small    4 minutes on 2 CPU cores; without the option far longer
 
-A search step is a step on α and a step on w. The original's way is the supernet of textbook.py, driven as the original
-drove it (benchmarks/original.py): contiguous tensors, one module per edge and operation, a new network for every
-virtual step, all weight gradients in every pass. The derived network and CheXNet are timed against themselves with
-contiguous tensors and without fast convolutions. Both sides run in turn, in one process and on the same inputs; times
-are medians. Memory is the peak of a process of its own for each side, on Linux alone. Prints a Markdown table.
+A search step is a step on α and a step on w. The original's way is the supernet of textbook.py with the architect of
+benchmarks/original.py. The derived network and CheXNet are timed against their `plain_twin`. Both sides run in turn, in
+one process and on the same inputs; times are medians. Memory is the peak of a process of its own for each side, on
+Linux alone. Prints a Markdown table.
 """
 
 import argparse

@@ -346,20 +346,14 @@ def test_what_is_not_finite_stops_a_run_before_anything_is_written(what, stopped
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.fixture
-def stopped_training(small_set, tmp_path, monkeypatch):
-    """A training that was stopped in the first step of its second epoch."""
+def test_a_foreign_network_in_the_place_of_the_product_is_not_overwritten(
+    small_set, tmp_path, monkeypatch, one_line, undisturbed
+):
     with monkeypatch.context() as patch:
         patch.setattr(Sampler, "next", sending(signal.SIGTERM, 4, Sampler.next))
         with pytest.raises(SystemExit):
             start("val", small_set, tmp_path)
-    return tmp_path / "weights" / "DARTS_V2_net.pth"
-
-
-def test_a_foreign_network_in_the_place_of_the_product_is_not_overwritten(
-    stopped_training, small_set, tmp_path, one_line, undisturbed
-):
-    product = stopped_training
+    product = tmp_path / "weights" / "DARTS_V2_net.pth"
     product.write_bytes(b"a colleague's")
     assert "is there, but is not of this run" in one_line(start, "val", small_set, tmp_path)
     assert product.read_bytes() == b"a colleague's"

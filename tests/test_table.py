@@ -294,12 +294,10 @@ def test_written_predictions_come_back_exactly(copy, table):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["Name"], "must be NAME=FILE.csv"),
         (["Name="], "must be NAME=FILE.csv"),
         (["first_order=x.csv"], "with a name that is not yet in use"),
         (["A={}", "A={}"], "with a name that is not yet in use"),
         (["A={}", "Name=no/file.csv"], "no/file.csv: cannot be read"),
-        (["=x.csv"], "a network's name has 1 to 64 of a-z"),
         (["<script>={}"], "a network's name has 1 to 64 of a-z"),
         (["A={}", "Name={results}/predictions_DARTS_V1.csv"], "DARTS_V1.csv: this command writes it anew: rename it, "),
         (["A={}", "Name={results}/../results/films_chexnet.csv"], "films_chexnet.csv: this command writes it anew"),
