@@ -12,7 +12,6 @@ reference is the exact product in float64 at the same weights, batches and ξ. I
 All of it in float64, float32 and bfloat16, which is autocast over float32 weights, as on a GPU.
 """
 
-import argparse
 import copy
 import platform
 import sys
@@ -31,7 +30,7 @@ from benchmarks.original import smooth_twin
 from dataset import Films, Sampler, open_set
 from model_search import Network
 from support.devices import seed_everything
-from support.settings import guarded
+from support.settings import Parser, guarded
 
 RADII = [10.0**-k for k in range(1, 9)]
 W_LR = 0.1  # SGD's learning rate and ξ: those of the phantom's search at the time of the measurement
@@ -102,8 +101,9 @@ def compare(architect, trn, val, smooth):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Compares the products of the second order on phantom films.")
-    parser.add_argument("--data", default=Path(__file__).resolve().parents[1] / "data", help="folder of the sets")
+    parser = Parser(description="Compares the products of the second order on phantom films.")
+    data = str(Path(__file__).resolve().parents[1] / "data")
+    parser.add_argument("--data", default=data, help="folder of the prepared sets")
     parser.add_argument("--dataset", default="phantom", help="the set")
     parser.add_argument("--tiny", action="store_true", help="the smallest setting")
     options = parser.parse_args()

@@ -19,7 +19,7 @@ import pandas as pd
 from dataset import find_preset
 from support.files import InputError, lock, write
 from support.records import read_record
-from support.settings import parse_settings
+from support.settings import Parser, parse_settings
 from utils import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ def make_parser(doc, name, **scripts):
 
     scripts {option: script}: each option takes those of a script, in one string.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="parts that run side by side, one thread each")
     parser.add_argument("--data", default=str(ROOT / "data"), help="folder of the prepared sets")
     parser.add_argument("--out", default=name, help="where everything is written")

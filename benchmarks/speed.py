@@ -8,7 +8,6 @@ one process and on the same inputs; times are medians. Memory is the peak of a p
 Linux alone. Prints a Markdown table.
 """
 
-import argparse
 import copy
 import platform
 import subprocess
@@ -33,7 +32,7 @@ from benchmarks.original import OriginalArchitect, plain_twin
 from chexnet import CheXNet
 from dataset import FINDINGS
 from genotypes import PUBLISHED
-from support.settings import guarded
+from support.settings import Parser, guarded
 
 CELL = PUBLISHED["CHESTXRAY14_FIRST_ORDER"]
 MEMORY = Path("/proc/self/status")  # its VmHWM is the peak resident memory; Linux alone has it
@@ -156,7 +155,7 @@ def report(setting, steps):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Times search steps against the original's way of making them.")
+    parser = Parser(description="Times search steps against the original's way of making them.")
     parser.add_argument("--setting", choices=SETTINGS, help="one setting (default: small and reference)")
     parser.add_argument("--steps", type=int, default=5, help="steps of each side after one that is not counted")
     parser.add_argument("--memory-of", nargs=2, metavar=("SIDE", "ORDER"), help="print one side's peak memory, GB")

@@ -18,7 +18,7 @@ from sklearn.metrics import auc, roc_curve
 from genotypes import EDGES, PRIMITIVES, load_genotype, parse_genotype
 from report.cells import DARK, FAINT, SMALL, WORDS, cells_figure, draw_cells_over_epochs, new_figure, save_picture
 from support.files import InputError, read_text
-from support.settings import guarded
+from support.settings import Parser, guarded
 
 COLOURS = ("#00204d", "#c8553d", "#3b8bc4", "#8a8678", "#d9a400", "#5b2a86", "#58a55c", "#1b1b1b")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 2)))
@@ -187,7 +187,7 @@ def draw_run(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="of a run, such as search_first_order or weights/chexnet")
     with guarded():
         draw_run(parser.parse_args().folder)

@@ -11,7 +11,7 @@ import numpy as np
 
 from genotypes import EDGES, INPUT_NODES, PUBLISHED
 from report.cells import FAINT, KIND, KINDS, NODE_NAMES, PALE, add_arrow, add_box, add_text, new_figure, save_picture
-from support.settings import guarded
+from support.settings import Parser, guarded
 
 WIDTH, HEIGHT = 9, 7.2  # inches; the axes measure in inches, too
 # Places of a cell's nodes in the order of NODE_NAMES, around (0, 0).
@@ -115,7 +115,7 @@ def draw_way_to_the_table(axes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="of the picture, such as Summary.png")
     with guarded():
         draw_summary(parser.parse_args().path)

@@ -6,6 +6,7 @@ import errno
 import io
 import math
 import os
+import re
 import sys
 import tokenize
 from contextlib import contextmanager, suppress
@@ -133,7 +134,21 @@ class Settings(SimpleNamespace):
         raise InputError(f"{self.said[name]} is {getattr(self, name)!r} and must be {rule}")
 
 
-class _Parser(argparse.ArgumentParser):
+def expand(value):
+    """A text, or a list of texts, with ~ as the home folder, at the beginning or as in OTHER=~/predictions.csv."""
+    if isinstance(value, list):
+        return [expand(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub("^([^=~]*=)?(~[^/]*)", lambda found: (found[1] or "") + os.path.expanduser(found[2]), value)
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of a script; ~ is expanded in them, and an error is an InputError of one line."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        return super().parse_known_args(map(expand, sys.argv[1:] if args is None else args), namespace)
+
     def error(self, message):
         raise InputError(f"{self.prog}: {message} (see --help)")
 
@@ -153,7 +168,7 @@ def option(name):
 def make_parser(script, constants):
     """The options of a script: one per constant, of which only those that are given have a value."""
     title = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8-sig"))).split("\n")[0]
-    parser = _Parser(Path(script).name, description=title, allow_abbrev=False)
+    parser = Parser(Path(script).name, description=title, allow_abbrev=False)
     for name, (value, comment, _) in constants.items():
         example = next(iter(value.values())) if isinstance(value, dict) else value
         look = {"help": f"{comment} [{value}]".replace("%", "%%"), "default": argparse.SUPPRESS}
@@ -173,7 +188,7 @@ def parse_settings(script, argv=None, find_preset=None, recipes=()):
 
     find_preset: (data, dataset) -> the preset that the set names, for an empty PRESET; a constant that is a dict holds
     a value for each preset. recipes: names of recipes; constants that begin with one of them, such as COSINE_LR, belong
-    to this recipe, and are no settings under another RECIPE. Texts that begin with ~/ are paths. Raises InputError.
+    to this recipe, and are no settings under another RECIPE. Texts are expanded by `expand`. Raises InputError.
     """
     constants = read_constants(script)
     given = vars(make_parser(script, constants).parse_args(argv))
@@ -186,7 +201,7 @@ def parse_settings(script, argv=None, find_preset=None, recipes=()):
     for name in ("out", "data", "dataset"):
         if not isinstance(getattr(settings, name), str):
             settings.refuse(name, "a text in quotes")
-    values |= {name: os.path.expanduser(v) for name, v in values.items() if isinstance(v, str) and v.startswith("~")}
+    values |= {name: expand(value) for name, value in values.items()}
     if "data" not in given:  # the project's own, wherever the command is run
         settings.data = os.path.join(os.path.dirname(os.path.abspath(script)), settings.data)
     if "preset" in values:

@@ -59,12 +59,21 @@ def test_settings_are_the_constants_and_each_is_an_option(script):
         "name": "phantom", "order": False, "preset": "slow", "rate": 6e-3, "epochs": 8, "clip": True,
         "recipe": "cosine", "cosine_lr": 0.1, "cosine_momentum": 0.9, "files": [],
     }  # fmt: skip
-    assert parse(script, "--data", "~/sets").data == os.path.expanduser("~/sets")
     given = "--order --rate 1 --epochs 3 --no-clip --name x --files=a=b --files=c=d --recipe plateau --plateau-lr 5"
     assert vars(parse(script, *given.split())) == of_both | {
         "name": "x", "order": True, "preset": "slow", "rate": 1, "epochs": 3, "clip": False,
         "recipe": "plateau", "plateau_lr": 5, "files": ["a=b", "c=d"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["--data=~/sets --files=A=~/a.csv", "--data ~/sets --files A=~/a.csv", ""])
+def test_home_is_known_by_its_short_name(given, script, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    if not given:
+        script.write_text(SCRIPT.replace('"sets"', '"~/sets"').replace("FILES = []", 'FILES = ["A=~/a.csv"]'))
+    settings = parse(script, *given.split())
+    assert (settings.data, settings.files) == ("/home/me/sets", ["A=/home/me/a.csv"])
+    assert parse(script, "--name", "a~b").name == "a~b"
 
 
 def test_a_dict_gives_the_value_of_the_preset_which_the_set_names_or_the_user(script):
