@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from support import ranks
 from support.files import InputError, read_table
+from support.settings import fail
 
 FINDINGS = (  # of ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315)
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -111,6 +112,10 @@ def check_set(folder, images, table, findings):
         inside = labels[(table["split"] == split).to_numpy()]
         if not (inside.any(axis=0) & ~inside.all(axis=0)).any():
             raise InputError(f"{at}: split {split!r} has no finding with a positive and a negative film, so no AUC")
+    values = np.unique(images[:: len(images) // 100 + 1])
+    if len(values) < 8 or values[-1] < 64:  # as of films that were scaled to 0..1 before they became uint8
+        what = f"only {len(values)} grey values, {values[0]} to {values[-1]}"
+        raise InputError(f"{folder}/images.npy has {what}: scale the films to 0..255 and write the set again")
     return labels
 
 
@@ -195,6 +200,8 @@ def open_set(data, name):
         if name == "phantom" and not (folder / "source.json").exists():
             script = Path(__file__).parent / "data" / "prepare_phantom.py"
             if status := subprocess.run([sys.executable, script, folder]).returncode:
+                if status < 0:
+                    fail(f"{script} was ended by signal {-status}, as by a full memory: repeat the command", status=1)
                 raise SystemExit(status)  # the script has said why
     return load_set(folder)
 

@@ -201,6 +201,14 @@ def test_films_that_are_not_square_bytes_are_refused(tmp_path):
             write_set(tmp_path / "t", wrong, small_table(), {})
 
 
+@pytest.mark.parametrize(("scale", "middle"), [(255, 0), (127.5, 1), (60, 2), (16, 0)])
+def test_films_that_were_scaled_before_they_became_bytes_are_refused(scale, middle, tmp_path):
+    films = (images(small_table()) / scale - middle).astype(np.int64).astype(np.uint8)
+    with pytest.raises(InputError, match=r"images.npy has only \d+ grey values, 0 to \d+: scale the films to 0..255"):
+        write_set(tmp_path / "t", films, small_table(), {})
+    assert not (tmp_path / "t").exists()
+
+
 # --- Batches on the device
 
 

@@ -1,6 +1,8 @@
 """The scripts end to end at their smallest, and what they promise about a run's folder."""
 
+import errno
 import json
+import os
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -216,7 +218,13 @@ def test_settings_without_effect_do_not_matter(copy, small_set, capsys):
     assert "finished already" in capsys.readouterr().out
 
 
-def test_fresh_moves_the_old_run_and_its_weights_aside(copy, small_set):
+@pytest.mark.parametrize("disks", [1, 2])
+def test_fresh_moves_the_old_run_and_its_weights_aside(disks, copy, small_set, monkeypatch):
+    def no_rename(old, _):
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(old))
+
+    if disks == 2:  # its folder is a mount point, or a link
+        monkeypatch.setattr(os, "rename", no_rename)
     old = files(copy / "weights")
     run(chexnet, small_set, copy, "--fresh", "--one-cycle-lr", 0.01)
     moved = {p.name: p for p in (copy / "weights").iterdir() if p.name.startswith("chexnet") and "." in p.name}
