@@ -42,20 +42,20 @@ WAIT = 1.0  # s before such a try, twice as long before each further one
 TIMEOUT = 60  # s without an answer
 BLOCK = 1 << 20  # bytes of a file that are read at once
 ZIP, TAR = (".zip",), (".tar.gz", ".tgz")  # endings of archives, in any case
-PACKED = (*ZIP, *TAR, ".tar", ".7z", ".rar")  # endings of archives within archives, which are only named
 
 # What a damaged archive raises, what a lost connection raises, and everything that can stop the reading of a source.
 DAMAGED = (EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error)
-DAMAGED += (NotImplementedError, OverflowError, UnicodeDecodeError, struct.error)  # of a zip with a wrong directory
+DAMAGED += (OverflowError, UnicodeDecodeError, struct.error)  # of a zip with a wrong directory
 DROPPED = (RemoteIOError, HTTPError)
-UNREADABLE = (*DAMAGED, OSError, HTTPError, RemoteZipError)
+UNREADABLE = (*DAMAGED, NotImplementedError, OSError, HTTPError, RemoteZipError)
 
 
 class Source(NamedTuple):
     """Films that one thread reads one after the other.
 
-    read(wants) calls wants(name) for each file. Where that is true, it yields the name and the bytes of the file, or
-    None for the bytes of a damaged file. It raises one of UNREADABLE where it cannot go on.
+    read(wants) calls wants(name) for each file. Where that is true, it yields the name and the bytes of the file; None
+    for those of a damaged file, and a text for those that cannot be unpacked. It raises one of UNREADABLE where it
+    cannot go on.
     """
 
     name: str  # in messages
@@ -148,10 +148,17 @@ def read_zip(open_zip, part, wants):
                     continue
                 content = None
                 if member.file_size <= MAX_MEMBER:
-                    # It may be damaged, encrypted or of an unknown compression. It is read to its end, where zipfile
-                    # checks the CRC. A plain read() would unpack more bytes than the directory says the member has.
-                    with suppress(*DAMAGED, RuntimeError), archive.open(member) as file:
-                        content = file.read(MAX_MEMBER + 1)
+                    # It may be damaged. It is read to its end, where zipfile checks the CRC. A plain read() would
+                    # unpack more bytes than the directory says the member has.
+                    try:
+                        with archive.open(member) as file:
+                            content = file.read(MAX_MEMBER + 1)
+                    except DAMAGED:
+                        content = None
+                    except RuntimeError:  # also a NotImplementedError
+                        method = zipfile.compressor_names.get(member.compress_type, member.compress_type)
+                        way = "a password" if member.flag_bits & 1 else f"the method {method}"
+                        content = f"packed with {way}: unpack the archive by hand and give its folder with --images"
                 done.add(member.header_offset)
                 yield member.filename, content
 

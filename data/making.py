@@ -1,14 +1,14 @@
 """How a script makes a set: in a place that is checked before and locked meanwhile, whole or not at all.
 
-Every script has a folder beside the sets for what is on its way into one, `work` below. A set is made there, in a
-folder that is renamed at the end.
+Every script has a folder beside the sets for what is on its way into one, `work` below. A set is made in its own folder
+by `support.files.filling`.
 """
 
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -24,11 +24,10 @@ from dataset import (
     encode_findings,
     set_checksum,
 )
-from support.files import InputError, lock, replacing, write
+from support.files import UNFINISHED, InputError, lock, replacing, write
 from support.settings import guarded
 
 OUT = Path(__file__).resolve().parent  # the sets' folders are made here
-UNFINISHED = "unfinished_"  # begins the names of folders that a killed run leaves behind
 
 
 def is_finished(folder):
@@ -36,18 +35,30 @@ def is_finished(folder):
     return (folder / "source.json").exists()
 
 
-def check_place(name, folder, work):
-    """Raise InputError unless a set called `name` can be made as `folder`."""
+def check_place(name, folder, work, *inputs):
+    """Raise InputError unless a set called `name` can be made as `folder`, and no input lies where the script writes.
+
+    inputs: files and folders that it reads, or None.
+    """
     if name in PRESETS or name != folder.name or folder == work:
         raise InputError(f"--name {name!r} must name a folder of its own, and no preset; say where with --out")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    there = os.listdir(folder) if folder.is_dir() else [folder.name] * os.path.lexists(folder)
+    if there and not any(name.startswith(UNFINISHED) for name in there):
         raise InputError(f"{folder} is there but is no finished set: move it away or choose another --name")
+    for read in filter(None, inputs):
+        if {folder.resolve(), work.resolve()} & {Path(read).resolve(), *Path(read).resolve().parents}:
+            raise InputError(f"{read} is in a folder that this command writes: move it, or choose another --out")
 
 
-def check_space(work, need):
-    """Raise InputError where the disk of `work` has less room than `need`, in bytes."""
-    if need > (free := shutil.disk_usage(work).free):
-        raise InputError(f"{work} needs {need / 1e9:.1f} GB and has {free / 1e9:.1f}: say where with --out")
+def check_space(need):
+    """Raise InputError where a disk has too little room. need {folder: bytes}; those on one disk share its room."""
+    disks = {}
+    for folder, size in need.items():
+        on_disk = disks.setdefault(folder.stat().st_dev, [folder, 0])
+        on_disk[1] += size
+    for folder, size in disks.values():
+        if size > (free := shutil.disk_usage(folder).free):
+            raise InputError(f"{folder} needs {size / 1e9:.1f} GB and has {free / 1e9:.1f}: say where with --out")
 
 
 @contextmanager
@@ -61,18 +72,6 @@ def locked(work):
         yield
     finally:
         held.release(force=True)
-
-
-@contextmanager
-def making(folder, work):
-    """Yields an empty folder in `work`, which becomes `folder` at the end and is removed after a fault."""
-    with TemporaryDirectory(prefix=UNFINISHED, dir=work) as aside:
-        made = Path(aside) / "set"
-        made.mkdir()
-        yield made
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        made.rename(folder)
 
 
 @contextmanager
@@ -130,6 +129,8 @@ def run_script(parse_options, prepare, argv):
     """
     with guarded():
         options = parse_options(argv)
+        if empty := [name for name, value in vars(options).items() if value == ""]:
+            raise InputError(f"--{empty[0]} is empty: say what it is, or leave it out")
         folder = Path(options.out) / options.name
         if (counts := prepare(options)) is None:
             print(f"{folder} holds a finished set and is left as it is; to make another, choose another --name")

@@ -10,7 +10,6 @@ The file names neither films nor patients. MedMNIST has a table that does, for -
 one. docs/data.md says what the set is and what its split is not.
 """
 
-import argparse
 import hashlib
 import sys
 import zipfile
@@ -29,10 +28,11 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 from data import fetch_chestxray14 as fetch
 from data.films import FILTER
 from data.labels_chestxray14 import film_name, find, some
-from data.making import OUT, check_place, check_space, is_finished, locked, making, run_script, write_films, write_set
+from data.making import OUT, check_place, check_space, is_finished, locked, run_script, write_films, write_set
 from dataset import FINDINGS, NO_FINDING
-from support.files import InputError, read_table
+from support.files import InputError, filling, read_table
 from support.progress import progress
+from support.settings import Parser
 
 ADDRESS = "https://zenodo.org/records/10519652/files/"
 FILES = {  # height and width of the films, px: the file that has them, its MD5 and its size, GB
@@ -179,7 +179,7 @@ def prepare(options):
     path = Path(options.npz or work / name)
     if is_finished(folder):
         return None
-    check_place(options.name, folder, work)
+    check_place(options.name, folder, work, options.names)
     if options.npz and not path.is_file():
         raise InputError(f"{path} is no file: give --npz MedMNIST's {name}, or leave it out to fetch that file")
     names = read_names(options.names) if options.names else None
@@ -188,10 +188,10 @@ def prepare(options):
             return None
         part = work / f"{name}.part"
         missing = 0 if path.exists() else gigabytes * 1e9 - (part.stat().st_size if part.exists() else 0)
-        check_space(work, sum(FILMS.values()) * side**2 + missing)
-        if not path.exists():
-            fetch_npz(path, size)
-        with making(folder, work) as made:
+        with filling(folder, "source.json") as made:
+            check_space({work: missing, folder: sum(FILMS.values()) * side**2})
+            if not path.exists():
+                fetch_npz(path, size)
             with open_npz(path, size) as npz:
                 table = make_table(read_labels(npz, size), names)
                 if (found := md5_of(path)) != md5:
@@ -211,7 +211,7 @@ def prepare(options):
 
 def parse_options(argv=None):
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description="Prepare ChestMNIST, all films of ChestX-ray14 from one file.")
+    parser = Parser(description="Prepare ChestMNIST, all films of ChestX-ray14 from one file.")
     parser.add_argument("--size", type=int, choices=FILES, default=SIZE, help="of the films, px (%(default)s)")
     parser.add_argument("--npz", help="MedMNIST's file with films of this size, instead of fetching it")
     parser.add_argument("--names", help="MedMNIST's table of the films' names (split, index, image_id)")

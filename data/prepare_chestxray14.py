@@ -2,17 +2,11 @@
 
     python -m data.prepare_chestxray14 --download
 
-fetches the toy set, 11,042 of the 112,120 films, and makes data/chestxray14/ (images.npy, labels.csv, source.json):
-uint8 films of 256 x 256 px. With --archive 2 --name nih10k --size 64 it takes the 10,000 films of one archive instead.
-Films on disk are given by --images (a folder of PNG or JPEG files) or --archives (zip and tar.gz), with --labels.
-
-Every film is reduced and kept as a PNG in data/films_256px/, or what --size says; sets of one size share this folder,
-and a command that was stopped goes on from there. The same films, labels, lists and seed give the same bytes, whatever
-the number of cores and however often the command was stopped. docs/data.md describes the data set and every option,
-labels_chestxray14.py the labels and splits.
+fetches the toy set, 11,042 of the 112,120 films, and makes data/chestxray14/: uint8 films of 256 x 256 px. docs/data.md
+describes the data set, its other forms and every option; labels_chestxray14.py the labels and splits.
+Every film is reduced and kept as a PNG in data/films_256px/, from where a command that was stopped goes on.
 """
 
-import argparse
 import hashlib
 import io
 import os
@@ -31,28 +25,11 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 from data import fetch_chestxray14 as fetch
 from data.films import film_key, is_film, is_whole, reduce_film, tell_others
 from data.labels_chestxray14 import LISTS, TABLE, assign_splits, original_split, read_labels, some
-from data.making import (
-    OUT,
-    UNFINISHED,
-    check_place,
-    check_space,
-    is_finished,
-    locked,
-    making,
-    run_script,
-    write_films,
-    write_set,
-)
+from data.making import OUT, check_place, check_space, is_finished, locked, run_script, write_films, write_set
 from dataset import SPLITS
-from support.files import InputError, write
+from support.files import UNFINISHED, InputError, filling, write
 from support.progress import progress
-
-NAME = "chestxray14"  # the set's folder
-SIZE = 256  # height and width of a prepared film, px
-SEED = 0  # any integer >= 0; another seed draws other patients into val (without lists, into test, too)
-CITATION = "NIH Clinical Center, ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315), "
-CITATION += f"{fetch.BY_HAND}, free to use with this attribution"
-
+from support.settings import Parser
 
 # --- Films on their way into a set
 
@@ -61,14 +38,13 @@ class Intake:
     """Takes films into the folder of reduced films, where each becomes a PNG file, whole or not at all.
 
     needed: names of the films that are not there yet. broken: {name: why} of films that were found but cannot be used;
-    nested: archives that were found within archives; others: (source, name) of files that are no films. The folder
-    must be locked; `take` runs in threads.
+    others: (source, name) of files that are no films. The folder must be locked; `take` runs in threads.
     """
 
     def __init__(self, folder, size, needed):
         self.folder, self.size, self.needed = folder, size, set(needed)
         self.names = {film_key(name): name for name in needed}
-        self.broken, self.nested, self.others, self.stopped = {}, set(), set(), False
+        self.broken, self.others, self.stopped = {}, set(), False
         self.taken, self.differ = {}, {}  # {name: (place, checksum)}, {name: two places with different files}
 
     def read(self, sources, threads):
@@ -95,8 +71,6 @@ class Intake:
         """Whether to read the file `name` of a source: every file of a film, so that copies are compared."""
         if self.stopped:
             raise InterruptedError("stopped")
-        if name.lower().endswith(fetch.PACKED):
-            self.nested.add(f"{os.path.basename(name)} in {source.name}")
         if not is_film(name):
             self.others.add((source.name, name))
         return is_film(name) and film_key(name) in self.names
@@ -120,8 +94,8 @@ class Intake:
     def reduce(self, content, path):
         """Write a film, reduced, to `path`. Returns False for a film that cannot be used; `broken` says why."""
         try:
-            if content is None:
-                raise OSError("the file is damaged, or a link to nothing")
+            if not isinstance(content, bytes):
+                raise OSError(content or "the file is damaged, or a link to nothing")
             film = Image.fromarray(reduce_film(io.BytesIO(content), self.size))
         except OSError as error:
             self.broken[path.name] = str(error)
@@ -170,7 +144,8 @@ def choose_films(options, folder):
         held = {film_key(name) for source in sources for name in fetch.list_names(source) if is_film(name)}
         table = table[table["Image Index"].map(film_key).isin(held)].reset_index(drop=True)
     return table, {
-        "citation": CITATION,
+        "citation": "NIH Clinical Center, ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315), "
+        f"{fetch.BY_HAND}, free to use with this attribution",
         "preset": "reference" if original else "small",
         "size": options.size,
         "split": options.split,
@@ -201,8 +176,6 @@ def list_skipped(intake, problems, options):
         if problems and options.download:
             ways += f", or get the archives by hand from {fetch.BY_HAND} and give their folder with --archives"
         why = f" ({problems[0]})" if problems else ""
-        if missing and intake.nested:
-            why += f" (archives within archives are not read: unpack {', '.join(sorted(intake.nested)[:3])})"
         raise InputError(f"{options.where}: {' and '.join(faults)}{why}, all in {listed}: {ways}")
     if faults:
         print(f"skipped: {' and '.join(faults)}")
@@ -210,20 +183,19 @@ def list_skipped(intake, problems, options):
 
 
 def make_set(folder, table, reduced, source):
-    """Make the set `folder` from the films of `table`, all of them in the folder `reduced`. Returns its counts."""
+    """Write the set of the films of `table`, all of them in the folder `reduced`, into `folder`. Returns its counts."""
     if empty := set(SPLITS) - set(table["split"]):
         raise InputError(f"{source['origin']['films']} leaves no film for split {min(empty)!r}: add more of the films")
-    with making(folder, reduced) as made:
-        with write_films(made / "images.npy", len(table), source["size"]) as films:
-            for name in table["Image Index"]:
-                with Image.open(reduced / name) as film:
-                    films.write(film.tobytes())
-        return write_set(made, None, table, source)
+    with write_films(folder / "images.npy", len(table), source["size"]) as films:
+        for name in table["Image Index"]:
+            with Image.open(reduced / name) as film:
+                films.write(film.tobytes())
+    return write_set(folder, None, table, source)
 
 
 def check_options(options, folder, reduced):
-    """Raise InputError where the options do not fit together or the set cannot be made there."""
-    check_place(options.name, folder, reduced)
+    """Raise InputError where the options do not fit together, or the set cannot be made there."""
+    check_place(options.name, folder, reduced, options.images, options.archives)
     if options.split == "original" and options.lists:
         raise InputError("--lists has no part in --split original, whose patients are known: leave one of them out")
     if options.size < 1 or options.seed < 0:
@@ -256,13 +228,14 @@ def prepare(options):
         if is_finished(folder):  # made by another process meanwhile
             return None
         (reduced / "missing.txt").unlink(missing_ok=True)
-        check_space(reduced, (len(needed) + len(table)) * size**2)
-        if len(needed) < len(table):
-            print(f"{len(table) - len(needed)} of {len(table)} films are in {reduced} already")
-        intake = Intake(reduced, size, needed)
-        problems = intake.read(sources, threads) if needed else []
-        source["skipped"] = list_skipped(intake, problems, options)
-        counts = make_set(folder, table[~table["Image Index"].isin(intake.needed)], reduced, source)
+        with filling(folder, "source.json") as made:
+            check_space({reduced: len(needed) * size**2, folder: len(table) * size**2})
+            if len(needed) < len(table):
+                print(f"{len(table) - len(needed)} of {len(table)} films are in {reduced} already")
+            intake = Intake(reduced, size, needed)
+            problems = intake.read(sources, threads) if needed else []
+            source["skipped"] = list_skipped(intake, problems, options)
+            counts = make_set(made, table[~table["Image Index"].isin(intake.needed)], reduced, source)
     if source["split"] == "all" and not source["origin"]["lists"]:
         print("no --lists: divided by patient, not the official split")
     return counts
@@ -270,7 +243,7 @@ def prepare(options):
 
 def parse_options(argv=None):
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description="Prepare ChestX-ray14 from its films and label table.")
+    parser = Parser(description="Prepare ChestX-ray14 from its films and label table.")
     films = parser.add_mutually_exclusive_group(required=True)
     films.add_argument("--download", action="store_true", help="fetch the films needed, the label table and the lists")
     films.add_argument("--archives", help="a zip or tar.gz of films, of which all are taken, or a folder of archives")
@@ -279,10 +252,10 @@ def parse_options(argv=None):
     parser.add_argument("--split", choices=("original", "all"), help="original: the toy set; all: all films")
     parser.add_argument("--labels", help="Data_Entry_2017.csv or _v2020.csv, gzipped or not; --download can fetch it")
     parser.add_argument("--lists", help="folder with the two official lists, or train_list.txt, val_ and test_")
-    parser.add_argument("--size", type=int, default=SIZE, help="height and width of a prepared film, px (%(default)s)")
-    parser.add_argument("--name", default=NAME, help="the set's name (%(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="height and width of a prepared film, px (%(default)s)")
+    parser.add_argument("--name", default="chestxray14", help="the set's name (%(default)s)")
     parser.add_argument("--out", default=OUT, help="where its folder is made (the data folder)")
-    parser.add_argument("--seed", type=int, default=SEED, help="draws the patients (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="at least 0, draws the patients (%(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out missing, damaged and unlabelled films")
     options = parser.parse_args(argv)
     options.where = options.images or options.archives or "download"

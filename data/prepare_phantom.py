@@ -8,7 +8,6 @@ serves to try a search without a download. It is synthetic, not for clinical use
 patients. The signs are simplified from the Fleischner Society's glossary (Hansell et al., Radiology 246:697, 2008).
 """
 
-import argparse
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ from data.making import write_set
 from dataset import FINDINGS, read_source
 from support.files import InputError, lock
 from support.progress import progress
-from support.settings import guarded
+from support.settings import Parser, guarded
 
 FOLDER = Path(__file__).resolve().parent / "phantom"
 WHAT = "synthetic chest X-ray films, drawn by data/prepare_phantom.py"
@@ -444,7 +443,7 @@ def seed_of(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where it is made (%(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="another one draws other patients (%(default)s)")
     with guarded():
@@ -454,7 +453,7 @@ def main():
             raise InputError(f"--seed is {seed} and must be at least 0")
         folder.mkdir(parents=True, exist_ok=True)
         # Two scripts that are started in a new clone both need the phantom: the second waits, and finds it there.
-        held = lock(folder / "lock", timeout=-1)
+        held = lock(folder / "lock", wait=True)
         before = seed_of(folder)
         if before is None:
             print(prepare(folder, seed).to_string(), f"made {folder}: {NOTICE}", sep="\n")

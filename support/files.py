@@ -5,17 +5,21 @@ import errno
 import gzip
 import io
 import os
+import re
+import shutil
 import warnings
 import zipfile
 import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
 MAX_TEXT = 200_000_000  # bytes of a text file, unpacked
+UNFINISHED = "unfinished_"  # begins the names of folders that a killed process leaves behind
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -46,18 +50,41 @@ def replacing(path, before=None):
     partial.replace(path)
 
 
-def lock(path, timeout=0):
+@contextmanager
+def filling(folder, last):
+    """Makes `folder`, and yields a folder in it to write to; at the end its files move up, the file `last` at last.
+
+    `folder` may be there, such as a mount point or a link. What a killed process left in it is removed.
+    """
+    made, before = not folder.exists(), list(folder.glob(f"{UNFINISHED}*"))
+    folder.mkdir(exist_ok=True)
+    try:
+        with TemporaryDirectory(prefix=UNFINISHED, dir=folder) as aside:
+            for left in before:
+                shutil.rmtree(left)
+            yield Path(aside)
+            for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == last):
+                path.replace(folder / path.name)
+    finally:
+        if made and not (folder / last).exists():
+            shutil.rmtree(folder)
+
+
+def lock(path, wait=False):
     """Take the lock file `path` and return the lock, which has release(). The lock of a dead process is free.
 
-    timeout: seconds to wait for another process, -1 for ever. Raises InputError if another process holds the lock.
-    Some network drives have no locks. Then a line says so, and the work goes on without a lock.
+    Where another process holds it, this raises InputError; with `wait` it says so and waits. Some network drives have
+    no locks. Then a line says so, and the work goes on without a lock.
     """
     held = FileLock(path, is_singleton=True, fallback_to_soft=False)  # this process may take it again
+    who = f"{Path(path).parent}: another process works there"
     try:
-        held.acquire(timeout=timeout)
+        held.acquire(timeout=0)
     except Timeout:
-        what = "another process works there: wait for it, or start elsewhere with --out FOLDER"
-        raise InputError(f"{Path(path).parent}: {what}") from None
+        if not wait:
+            raise InputError(f"{who}: wait for it, or start elsewhere with --out FOLDER") from None
+        print(f"{who}: waiting for it; if it was stopped with Ctrl-Z, go on with `fg` in its terminal", flush=True)
+        held.acquire()
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
@@ -133,7 +160,8 @@ def read_table(path):
     The separator is the one that the header line has most of. Names of columns lose spaces around them, and columns
     without a name (a separator at the end of each line) are left out.
     """
-    header, _, rows = read_text(path).lstrip("\n").partition("\n")
+    text = re.sub("^sep=.\n", "", read_text(path).lstrip("\n"), flags=re.IGNORECASE)  # Excel's own first line
+    header, _, rows = text.partition("\n")
     separator = max(",;\t", key=header.count)
     if rows and all(row.endswith(separator) for row in rows.split("\n") if row):  # a column without name or values
         header += separator

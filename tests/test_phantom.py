@@ -71,7 +71,15 @@ def test_two_scripts_at_once_draw_it_once(tmp_path, main, monkeypatch, capsys):
     monkeypatch.setattr(phantom, "prepare", begin)
     main(tmp_path / "phantom")
     second.join()
-    assert calls == [(tmp_path / "phantom", 1)] and "left as it is" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert calls == [(tmp_path / "phantom", 1)] and "left as it is" in said
+    assert "phantom: another process works there: waiting for it; if it was stopped with Ctrl-Z" in said
+
+
+def test_a_process_that_was_ended_while_it_drew_is_named(tmp_path, monkeypatch, one_line):
+    monkeypatch.setattr(subprocess, "run", lambda command: subprocess.CompletedProcess(command, -9))
+    line = "prepare_phantom.py was ended by signal 9, as by a full memory: repeat the command"
+    assert line in one_line(open_set, tmp_path, "phantom", status=1)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +126,11 @@ def test_full_draw_of_labels(seed):
 
 
 @pytest.mark.parametrize("finding", FINDINGS)
-def test_sign_changes_the_chest_and_nothing_else(finding):
-    differences = np.array([change(finding, patient) for patient in PATIENTS])
-    assert (np.abs(differences) > 8).any(axis=(1, 2)).all(), "an obvious sign must show on every film"
+def test_a_sign_changes_the_chest_and_nothing_else_and_its_severity_shows(finding):
+    faint, obvious = (np.abs([change(finding, patient, severity) for patient in PATIENTS]) for severity in (0.0, 1.0))
+    assert (obvious > 8).any(axis=(1, 2)).all() and obvious.sum() > 1.3 * faint.sum()
     # Noise, exposure, collimation and foreign objects are those of the film without the finding.
-    assert not differences[:, :, :3].any()
-    assert not differences[:, :, -3:].any()
+    assert not obvious[:, :, :3].any() and not obvious[:, :, -3:].any()
 
 
 @pytest.mark.parametrize(
@@ -131,12 +138,9 @@ def test_sign_changes_the_chest_and_nothing_else(finding):
     [
         ("Pneumothorax", lambda c, side: c.lung[side] * (c.depth[side] < 0.05), lambda a, b: a < -4 and abs(b) < 1),
         ("Effusion", lambda c, side: c.lung[side] * (c.y > c.base[side] - 0.1), lambda a, b: b > 15),
-        ("Effusion", lambda c, side: c.lung[side] * (c.y < c.base[side] - 0.7), lambda a, b: abs(a) < 1 > abs(b)),
         ("Cardiomegaly", lambda c, _: (np.abs(c.x) < 0.5) & (c.y > 0) & (c.y < 0.4), lambda a, b: a > 5),
-        ("Cardiomegaly", lambda c, _: c.y < -0.5, lambda a, b: abs(a) < 0.1),
         ("Emphysema", lambda c, side: c.lung[side] * (c.y < 0.2), lambda a, b: b < -5),
         ("Edema", lambda c, side: c.lung[side] * (np.abs(c.y) < 0.2), lambda a, b: a > 5),
-        ("Fibrosis", lambda c, _: c.y < -0.45, lambda a, b: abs(a) < 0.1),
         ("Hernia", lambda c, _: np.abs(c.x) > 0.45, lambda a, b: abs(a) < 0.1),
     ],
 )
@@ -149,9 +153,6 @@ def test_a_sign_lies_where_radiologists_see_it(finding, where, fits):
         assert fits(*sorted(difference[where(chest, side) > 0.5].mean() for side in (-1, 1))), patient
 
 
-def test_a_mass_is_larger_than_a_nodule_and_severity_shows():
-    area = {name: np.mean([(change(name, p) > 8).sum() for p in PATIENTS]) for name in ("Mass", "Nodule")}
-    assert area["Mass"] > 1.5 * area["Nodule"] > 0
-    for finding in FINDINGS:
-        size = [np.mean([np.abs(change(finding, p, s)).sum() for p in (1, 2, 3)]) for s in (0.0, 1.0)]
-        assert size[1] > 1.3 * size[0], finding
+def test_a_mass_is_larger_than_a_nodule():
+    mass, nodule = (sum((change(name, p) > 8).sum() for p in PATIENTS) for name in ("Mass", "Nodule"))
+    assert mass > 1.5 * nodule > 0

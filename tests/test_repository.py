@@ -44,6 +44,11 @@ def test_imports_run_downwards(path):
         assert all(LAYER[name] < LAYER[own] for name in ours), ours
 
 
+def test_every_script_has_the_options_that_expand_a_home_folder_and_end_with_one_line():
+    for path in [*FILES, *ROOT.glob("data/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        assert path.stem == "settings" or "ArgumentParser(" not in path.read_text(encoding="utf-8"), path
+
+
 def test_nothing_is_executed_or_unpickled_from_files():
     for path in [*FILES, *ROOT.glob("data/*.py"), *ROOT.glob("benchmarks/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
