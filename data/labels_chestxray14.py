@@ -1,14 +1,9 @@
 """The labels and splits of ChestX-ray14, from its label table, the official lists or the original project's toy set.
 
-A label is one of 14 findings. Text mining took it from the radiologist's report, and its authors expect over 90 % of
-the labels to be right; nobody labelled the films themselves.
-
 Splits: `original` is the split of the original project's toy set, in toy_set.csv. With `all`, `test` is the official
 test_list.txt and `val` a fifth of the patients of train_val_list.txt; or the splits are train_list.txt, val_list.txt
-and test_list.txt. Without lists, the patients of the label table are divided 70 / 10 / 20. A set of one archive has the
-films that this archive holds, and each film is in the same split as in the set of all films.
-
-Tables and lists are read in the forms in which people have them. A film is matched by `films.film_key`.
+and test_list.txt. Without lists, the patients of the label table are divided 70 / 10 / 20. docs/data.md says what the
+labels are, and which forms of tables and lists are read.
 """
 
 import difflib
@@ -32,8 +27,6 @@ TOY_SET = Path(__file__).with_name("toy_set.csv")  # film, split: the original p
 FURTHER = {"patientgender": "Sex", "patientsex": "Sex", "patientage": "Age", "viewposition": "View"}
 AGE_UNITS = {"": 1, "Y": 1, "M": 12, "D": 365}  # the letter behind an age -> how many of its units make a year
 
-NAMED = 3  # how many films a message names
-
 
 # --- Names
 
@@ -46,7 +39,7 @@ def film_name(text):
 
 def some(names):
     """'4 films (a.png, b.png, c.png, ...)': their number and the first few."""
-    first = [*names[:NAMED], "..."] if len(names) > NAMED else names
+    first = [*names[:3], "..."] if len(names) > 3 else names
     return f"{len(names)} film{'s' * (len(names) != 1)} ({', '.join(first)})"
 
 
@@ -81,11 +74,9 @@ def read_age(text):
 
 
 def read_labels(csv):
-    """The label table, gzipped or not: Image Index, Patient ID (int), Finding Labels, in the order of Image Index.
+    """The label table: Image Index, Patient ID (int), Finding Labels, in the order of Image Index.
 
-    Sex, Age and View (texts) follow where the table has them. Reads Data_Entry_2017.csv, whose rows end in a comma,
-    and v2020. Raises InputError, naming the file and the films, for a missing column, an unknown finding, a patient
-    that is not a number, and a film with two rows.
+    Sex, Age and View (texts) follow where the table has them. Raises InputError, naming the file and the films.
     """
     ways = f"give --labels the official {TABLE}"
     if not Path(csv).is_file():
