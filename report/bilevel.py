@@ -5,7 +5,7 @@
 The best w for an α is w*(α) = α, so L_val(w*(α), α) = (α − 1)², whose minimum is at α = 1. docs/learn.md has the rest.
 """
 
-import argparse
+from argparse import RawDescriptionHelpFormatter
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import utils
 from architect import Architect
 from report.cells import DARK, FAINT, SMALL, save_picture
 from report.figures import STYLES, make_panels
-from support.settings import guarded
+from support.settings import Parser, guarded
 
 START = 2.0, -2.0  # (α, w)
 W_LR, ALPHA_LR = 0.1, 0.05  # learning rates; W_LR serves where ξ is 0, elsewhere ξ is that of w
@@ -100,7 +100,7 @@ def draw(picture):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("path", nargs="?", default="docs/figure2.png", help="of the picture (docs/figure2.png)")
     with guarded():
         draw(parser.parse_args().path)
