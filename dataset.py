@@ -221,6 +221,17 @@ def crop_of(size, crop):
     return crop
 
 
+def grey_statistics(pixels):
+    """The mean and the deviation, at least 1, of each film's grey values: uint8 (N, H, W) -> (N,), (N,)."""
+    mean, std = torch.empty(2, len(pixels))
+    floats = torch.empty(1024, *pixels.shape[1:])  # one buffer for all parts: memory for each would stay in pieces
+    for start in range(0, len(pixels), len(floats)):
+        part = slice(start, min(start + len(floats), len(pixels)))
+        films = floats[: part.stop - start].copy_(pixels[part])
+        std[part], mean[part] = torch.std_mean(films, (1, 2))
+    return mean, std.clamp(min=1)  # that of a film of one grey value is 0
+
+
 def turned(films, turn, drawn):
     """Films (B, H, W) that are rotated, scaled and shifted at random; what comes in from outside is black.
 
@@ -257,11 +268,7 @@ class Films:
         self.labels = torch.from_numpy(prepared.labels[rows]).to(device)
         self.names = prepared.table["Image Index"].to_numpy()[rows]
         imagenet = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        blocks = [
-            torch.std_mean(block.float() / 255, (1, 2)) for block in pixels.split(1024)
-        ]  # in floats, part by part
-        std, mean = (torch.cat(values).view(-1, 1, 1, 1) for values in zip(*blocks, strict=True))
-        own = mean, std.clamp(min=1 / 255)  # a film of one grey value has a deviation of 0
+        own = (values.view(-1, 1, 1, 1) / 255 for values in grey_statistics(pixels))
         # {standardise: (mean, deviation)}, each (N, 3, 1, 1), of grey values 0..1
         self.greys = {
             flag: [values.expand(len(rows), 3, 1, 1).to(device) for values in pair]
