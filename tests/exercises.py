@@ -99,8 +99,8 @@ BUGS = (
         "functional_call(self.network, values, (films,))",
         "A step of α changes more than α. Training losses stay as they were; the val AUC, for which the network is in "
         "evaluation mode, does not.",
-        "In training mode every forward pass of a BatchNorm moves its running_mean and running_var. The passes at w', "
-        "w⁺ and w⁻ only ask what would be: their statistics belong to weights that the network never has.",
+        "In training mode every forward pass of a BatchNorm moves its running_mean and running_var, in the first order "
+        "by films of val. Those of the second order at w', w⁺ and w⁻ are of weights that the network never has.",
         "tests/test_architect.py::test_a_step_moves_alpha_and_nothing_else",
     ),
     Bug(
@@ -150,11 +150,13 @@ INTRODUCTION = """\
 # Ten bugs to find
 
 Each exercise is a bug of a kind that repositories of DARTS have had: one line, or two that belong together. The command
-puts it into a copy of this repository, in a temporary folder, and runs a test that fails there. Read the test first:
-what does it require? Then find the line in the copy, mend it, and run the test again; the command says how. None needs
-films, and each takes less than a minute on a computer that is not busy. Exercises 1, 2, 3 and 9 are about
+puts it into a copy of this repository, in a temporary folder, runs a test that fails there, and prints where the copy
+is. Read the test first: what does it require? Then find the line in the copy, mend it, and run the test again by the
+last line that the command printed. If you are lost, the summary of the answer names the file. In the answer, the line
+with `-` is right and the line with `+` is the bug. No exercise needs films, and each takes less than a minute on a
+computer that is not busy. Exercises 1, 2, 3 and 9 are about
 [the gradient of α](learn.md#2-from-the-problem-to-the-code), 4, 6 and 8 about the search, 5, 7 and 10 about the way
-from α to a cell.
+from α to a cell. With 1 and 3, `python -m report.bilevel figure2.png`, run in the copy, draws the wrong paths.
 """
 
 
@@ -177,7 +179,7 @@ def page():
     for number, bug in enumerate(BUGS, start=1):
         change = [f"{sign} {line}" for sign, text in (("-", bug.old), ("+", bug.new)) for line in text.splitlines()]
         parts += [f"## Exercise {number}", "", wrap(bug.symptom), "", f"    python -m tests.exercises {number}", ""]
-        parts += ["<details>", f"<summary>Answer: a line of {bug.file}</summary>", "", f"**{bug.title}**", ""]
+        parts += ["<details>", f"<summary>Answer, in {bug.file}</summary>", "", f"**{bug.title}**", ""]
         parts += ["```diff", *change, "```", "", wrap(bug.why), "", "</details>", ""]
     return "\n".join(parts)
 
