@@ -82,7 +82,8 @@ class PreparedSet:
 def encode_findings(finding_labels, findings):
     """`Finding Labels` strings (N,) -> float32 (N, findings) of 0 and 1."""
     films = [set(text.split("|")) for text in finding_labels]
-    return np.array([[finding in film for finding in findings] for film in films], dtype=np.float32)
+    labels = [[finding in film for finding in findings] for film in films]
+    return np.array(labels, dtype=np.float32).reshape(len(films), len(findings))  # also of no film
 
 
 def check_set(folder, images, table, findings):

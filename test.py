@@ -28,7 +28,7 @@ from support.settings import check_choice, check_numbers, start
 
 SECOND_ORDER = False  # which order's network comes first: False: first order, True: second order, which must be there
 PREDICTIONS = []  # NAME=FILE.csv: another model's column, from `Image Index` and `prob_<finding>` for what it knows
-FILMS = ""  # folder of films (PNG, JPEG) without labels, to be scored by every network
+FILMS = ""  # folder of films (PNG, JPEG, DICOM) without labels, to be scored by every network
 FILMS_ANYWAY = False  # True: score real FILMS, too, with networks that know synthetic ones only: that means nothing
 DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets, from that of this script

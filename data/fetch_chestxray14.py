@@ -83,22 +83,26 @@ def list_names(source):
 # --- A folder of films
 
 
-def read_files(folder, paths, wants):
-    """The films of files below `folder`; see Source."""
-    for path in paths:
-        name, content = str(path.relative_to(folder)), None
+def read_files(files, wants):
+    """The films of files, (name, path) pairs; see Source."""
+    for name, path in files:
+        content = None
         if wants(name):
             with suppress(OSError):
                 content = path.read_bytes() if path.is_file() else None  # reading a pipe would wait for ever
             yield name, content if content and is_whole(io.BytesIO(content)) else None
 
 
-def file_sources(folder, threads):
-    """The sources of the films anywhere below `folder`."""
+def list_files(folder):
+    """The paths of all files anywhere below `folder`; see `films.walk`. Raises InputError."""
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is not a folder: give --images the folder with the films")
-    paths = list(walk(folder))
-    return [Source(str(folder), partial(read_files, folder, paths[part])) for part in slices(threads)]
+    return list(walk(folder))
+
+
+def file_sources(folder, files, threads):
+    """The sources of files below `folder`; files: their names and paths."""
+    return [Source(str(folder), partial(read_files, files[part])) for part in slices(threads)]
 
 
 # --- Archives, on disk or of the mirror

@@ -6,20 +6,24 @@ Nothing here uses the network, so that scripts which only read films need no lib
 import os
 import re
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif")  # endings of the files that are read as films
+from support.files import InputError
+
+FILMS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".dcm", ".dicom")  # endings of the files that are read as films
+KINDS = "PNG, JPEG or DICOM"  # what these are, for messages
 TEXTS = (".txt", ".csv", ".tsv", ".json", ".xml", ".html", ".md", ".pdf", ".xls", ".xlsx")  # endings of no film
 # What programs put beside films, in lower case: folders with thumbnails or what was deleted, and lists.
 ASIDE = {"@eadir", "thumbnails", "thumbs", "__macosx", "@recycle", "#recycle", "$recycle.bin", "thumbs.db"}
-ASIDE |= {"desktop.ini", "lost+found"}
+ASIDE |= {"desktop.ini", "lost+found", "dicomdir"}
 # Endings that a film's name may have in tables of other programs, which often read converted copies of the film. Other
 # letters behind a dot belong to the name: p1.left.png and p1.right.png are two films.
-ENDINGS = re.compile(r"(\.(png|jpe?g|jpe|jfif|bmp|gif|tiff?|webp|dcm|dicom|nii|gz|npy|npz|pt))+$")
+ENDINGS = re.compile(r"(\.(png|jpe?g|jpe|jfif|bmp|gif|tiff?|webp|dcm|dicom|nii|gz|npy|npz|pt))+$", re.IGNORECASE)
+ENDING = re.compile(r"(\.[a-z]\w{0,4})?$", re.IGNORECASE)  # of any file's name; 1.2.840.1, as DICOM has it, has none
 FILTER = Image.Resampling.LANCZOS  # keeps thin lines (a pleural edge) sharpest; takes 5 of a film's 15 ms, BOX takes 1
 # What an EXIF orientation of 2 to 8 asks a viewer to do; cameras and converters write it into JPEG and PNG files.
 TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
@@ -42,18 +46,34 @@ def is_aside(name):
 
 
 def is_film(name):
-    """Whether a file of this name is read as a film: it ends in one of PICTURES, in any case, and is not `is_aside`."""
-    return name.strip().lower().endswith(PICTURES) and not is_aside(name)
+    """Whether a file of this name is read as a film: it ends in one of FILMS, in any case, and is not `is_aside`."""
+    return name.strip().lower().endswith(FILMS) and not is_aside(name)
+
+
+def is_film_file(path):
+    """Whether a file is read as a film: by its name (see `is_film`), or without an ending as DICOM."""
+    if ENDING.search(path.name)[0] or not path.is_file():  # reading a pipe would wait for ever
+        return is_film(path.name)
+    return is_dicom(path) and not is_aside(path.name)
+
+
+def is_dicom(file):
+    """Whether a file, a path or open and binary, has DICOM's mark."""
+    with nullcontext(file) if hasattr(file, "read") else open(file, "rb") as content:
+        content.seek(0)
+        begin = content.read(132)
+        content.seek(0)
+    return begin[128:] == b"DICM"
 
 
 def tell_others(names):
     """Print one line on the files, of all these names, that are left out but may be films in another form."""
     others = [name.lower() for name in names if not (is_film(name) or is_aside(name) or name.endswith(("/", "\\")))]
-    endings = [re.search(r"(\.[a-z]\w{0,4})?$", name)[0] for name in others if not name.endswith(TEXTS)]
+    endings = [ENDING.search(name)[0] for name in others if not name.endswith(TEXTS)]
     if endings:
         kinds = ", ".join(f"{n} {ending or 'without ending'}" for ending, n in Counter(endings).most_common(5))
         count = f"{len(endings)} file{'s' * (len(endings) != 1)}"
-        print(f"left out: {count}, no PNG or JPEG ({kinds}): convert films among them, unpack archives")
+        print(f"left out: {count}, not {KINDS} ({kinds}): convert films among them, unpack archives")
 
 
 def walk(folder):
@@ -72,9 +92,13 @@ def walk(folder):
 def is_whole(file, form=None):
     """Whether a film's file is undamaged. Of a PNG this verifies the checksums, which decoding does not look at.
 
+    A DICOM file has none: it counts as whole until it is decoded.
+
     form: the mode and the size that the film must have, such as ("L", (256, 256)); None: any.
     """
     try:
+        if form is None and is_dicom(file):
+            return True
         with Image.open(file) as film:
             film.verify()
         return form in (None, (film.mode, film.size))
@@ -92,37 +116,53 @@ def upright(film, grey):
     return grey
 
 
-def scale_grey(film):
-    """A film of more than 8 bits per pixel -> one of 8. White is the largest number of 8, 10, 12, 14 or 16 bits: the
-    fewest bits that hold the film's values.
+def largest(values):
+    """The largest number of 8, 10, 12, 14 or 16 bits: the fewest that hold these values.
 
-    Detectors have 10 to 14 bits, and DICOM files that are converted to 16 bits often keep the detector's values.
-    Pillow's convert("L") would clip them. Raises ValueError for values that are not whole numbers from 0 to 65535.
+    Detectors have 10 to 14 bits, and DICOM files that are converted to 16 bits often keep the detector's values. Raises
+    ValueError for values that are not whole numbers from 0 to 65535.
     """
-    values = np.asarray(film)
     if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"grey values of type {values.dtype} from {values.min()} to {values.max()}, not 0 to 65535")
-    white = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
+    return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
+
+
+def scale_grey(film):
+    """A film of more than 8 bits per pixel -> one of 8, with `largest` as white. Raises ValueError.
+
+    Pillow's convert("L") would clip them.
+    """
+    values = np.asarray(film)
+    white = largest(values)
     return Image.fromarray(((values.astype(np.int64) * 255 + white // 2) // white).astype(np.uint8))
 
 
+def read_grey(file):
+    """A film of any form and mode -> its grey values, a Pillow image of mode L. A broken file may raise anything."""
+    if is_dicom(file):
+        from data.dicom import read_dicom  # not at the top: it imports this module
+
+        return Image.fromarray(read_dicom(file))
+    with Image.open(file) as film:
+        return upright(film, scale_grey(film) if film.mode[0] in "IF" else film.convert("L"))
+
+
 def reduce_film(file, size):
-    """A film of any mode -> its grey values, uint8 (size, size); `size` in pixels.
+    """A film of any form and mode -> its grey values, uint8 (size, size); `size` in pixels.
 
     Colours become luma, transparency is ignored, more than 8 bits are scaled (see `scale_grey`), and the film is turned
     upright. One that is not square is centred on black, so that anatomy keeps its shape. The reduction is antialiased
     and computed in whole numbers, which makes it the same on every platform. Raises OSError for a film that does not
     decode, is smaller than `size` (films are never enlarged), or is nearly black but for a few pixels, such as a side
-    marker.
+    marker; and InputError where the package that reads it is missing.
     """
     try:
-        with Image.open(file) as film:
-            small = max(film.size) < size
-            if not small:
-                film = upright(film, scale_grey(film) if film.mode[0] in "IF" else film.convert("L"))
-    except Exception as error:  # a broken file may raise anything: SyntaxError, zlib.error, struct.error, ...
+        film = read_grey(file)
+    except InputError:
+        raise
+    except Exception as error:  # SyntaxError, zlib.error, struct.error, ...
         raise OSError(f"the film does not decode: {error}") from None
-    if small:
+    if max(film.size) < size:
         raise OSError(f"the film is smaller than {size} px, the size of the set's films")
     if sum(film.histogram()[DARK:]) < 0.01 * film.width * film.height:
         raise OSError(f"the film is nearly black: 99 % of its grey values are below {DARK} of 255")

@@ -129,7 +129,7 @@ def run_script(parse_options, prepare, argv):
     """
     with guarded():
         options = parse_options(argv)
-        if empty := [name for name, value in vars(options).items() if value == ""]:
+        if empty := [name for name, value in vars(options).items() if value == "" and not name.endswith("_column")]:
             raise InputError(f"--{empty[0]} is empty: say what it is, or leave it out")
         folder = Path(options.out) / options.name
         if (counts := prepare(options)) is None:

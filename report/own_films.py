@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.films import film_key, is_film, is_whole, reduce_film, tell_others, walk
+from data.films import ENDINGS, KINDS, film_key, is_film_file, is_whole, reduce_film, tell_others, walk
 from dataset import Films
 from report.activations import MAP_NOTE, Sheet, class_activation, draw_sheet, overlay
 from report.predictions import write_predictions
@@ -48,12 +48,11 @@ def read_folder(folder, size, results):
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is not a folder: give --films the folder with the films")
-    files = list(walk(folder))
-    tell_others(path.name for path in files)
+    found = {path: is_film_file(path) for path in walk(folder)}
+    tell_others(path.name for path, is_film in found.items() if not is_film)
     films, names, copies = {}, {}, []  # names {film_key: path}
-    for path in sorted(files, key=lambda path: (len(path.name), path)):  # a copy's name is longer
-        if not is_film(path.name):
-            continue
+    paths = [path for path, is_film in found.items() if is_film]
+    for path in sorted(paths, key=lambda path: (len(path.name), path)):  # a copy's name is longer
         if os.path.realpath(path).startswith(os.path.realpath(results) + os.sep):
             raise InputError(f"{path}: lies in {results}, where sheets are written: give --films another folder")
         if (first := films.setdefault(read_film(path, size).tobytes(), path)) != path:
@@ -61,7 +60,7 @@ def read_folder(folder, size, results):
         elif (first := names.setdefault(film_key(path.name), path)) != path:
             raise InputError(f"{first} and {path} have one name: rename one, or move it away")
     if not films:
-        raise InputError(f"{folder} has no film (PNG or JPEG) in it: convert others, such as DICOM, to PNG")
+        raise InputError(f"{folder} has no film ({KINDS}) in it: convert others to PNG")
     if copies:
         print(f"left out: {len(copies)} files that are copies, such as {copies[0]}")
     return dict(sorted(films.items(), key=lambda film: film_key(film[1].name)))
@@ -73,6 +72,8 @@ def read_film(path, size):
         raise InputError(f"{path}: damaged, or no picture: give it whole, or move it away")
     try:
         return reduce_film(path, size)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: {error}: give it as it was taken, or move it away") from None
 
@@ -86,7 +87,7 @@ def show_own_films(folder, films, findings, networks, probabilities):
     for path in folder.glob("films_*.csv"):  # of an earlier call, whose films these files name
         with suppress(ValueError, KeyError):  # not written here
             for film in read_table(path)["Image Index"]:
-                (folder / "films" / f"{Path(film).stem}.png").unlink(missing_ok=True)
+                sheet_path(folder, film).unlink(missing_ok=True)
     sheets = {film: {} for film in films.names}
     for name, (network, saved) in networks.items():
         seen = films.seen_by(saved["settings"])
@@ -98,8 +99,12 @@ def show_own_films(folder, films, findings, networks, probabilities):
         pictures, captions = [], []
         for name, sheet in of_network.items():
             pictures, captions = pictures + sheet.pictures, [*captions, name, *sheet.captions[1:]]
-        draw_sheet(folder / "films" / f"{Path(film).stem}.png", Sheet(pictures, captions, sheet.note))
+        draw_sheet(sheet_path(folder, film), Sheet(pictures, captions, sheet.note))
     return sheets
+
+
+def sheet_path(folder, film):
+    return folder / "films" / f"{ENDINGS.sub('', film)}.png"
 
 
 def strongest(network, films, k, findings, probabilities):

@@ -156,3 +156,28 @@ def mirror_files(raw):
     files = {f"/mirror/images/images_{k + 1:03d}.zip": pack(half, f"images_{k}") for k, half in enumerate(halves(raw))}
     files["/mirror/Data_Entry_2017_v2020.csv"] = (raw / "table.csv").read_bytes()
     return files | {f"/mirror/{name}": (raw / name).read_bytes() for name in ("train_val_list.txt", "test_list.txt")}
+
+
+# --- DICOM
+
+
+def dicom(path, values, compress=None, **elements):
+    """Write a DICOM film of these stored values, with these elements, to `path`, and return it."""
+    import pydicom  # not at the top: most tests do without
+
+    film = pydicom.Dataset()
+    film.Rows, film.Columns = values.shape[-2:]
+    film.SamplesPerPixel, film.PhotometricInterpretation = 1, "MONOCHROME2"
+    film.BitsAllocated = film.BitsStored = 8 * values.dtype.itemsize
+    film.PixelRepresentation = int(values.dtype.kind == "i")
+    for name, value in elements.items():
+        setattr(film, name, value)
+    film.HighBit = film.BitsStored - 1
+    film.PixelData = np.ascontiguousarray(values).tobytes()
+    film.SOPClassUID, film.SOPInstanceUID = pydicom.uid.DigitalXRayImageStorageForPresentation, "1.2.3"
+    film.file_meta = pydicom.dataset.FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    if compress:
+        film.compress(getattr(pydicom.uid, compress), generate_instance_uid=False)
+    film.save_as(path, enforce_file_format=True)
+    return path

@@ -26,18 +26,18 @@ def test_a_film_is_matched_by_its_name_without_folder_ending_and_case():
         assert film_key(name) == "a_1"
     names = ["p1.left.png", "p1.right.png", "p1.v2", "1.2.840.1", "1.2.840.2", "p1 a.png", "p1 b.png", "p1"]
     assert len({film_key(name) for name in names}) == len(names)
-    assert all(is_film(name) for name in ("a.PNG", "x/a.jpeg", "a.jpg", "../x/a.JPE", "./a.jfif"))
+    assert all(is_film(name) for name in ("a.PNG", "x/a.jpeg", "a.jpg", "../x/a.JPE", "./a.jfif", "a.DCM", "a.dicom"))
     assert not any(
-        is_film(name) for name in ("a.dcm", "a", "png", "a.png.gz", "._a.png", "@eaDir\\a.png", "x/.y/a.png")
+        is_film(name) for name in ("a.tif", "a", "DICOMDIR", "a.png.gz", "._a.png", "@eaDir\\a.png", "x/.y/a.png")
     )
 
 
 def test_files_that_may_be_films_in_another_form_are_counted_in_one_line(capsys):
-    tell_others(["a.png", "x/b.JPE", "notes.txt", "x/", "x\\", "._a.dcm", ".git/a", "@eaDir/a.dcm"])
+    tell_others(["a.png", "x/b.JPE", "notes.txt", "x/", "x\\", "._a.tif", ".git/a", "@eaDir/a.tif"])
     assert capsys.readouterr().out == ""
-    tell_others(["x/a.DCM", "b.dcm", "1.2.840.1", "I0001", "c.nii.gz", "films.zip", "notes.txt"])
-    kinds = "2 .dcm, 2 without ending, 1 .gz, 1 .zip"
-    line = f"left out: 6 files, no PNG or JPEG ({kinds}): convert films among them, unpack archives\n"
+    tell_others(["x/a.TIF", "b.tif", "1.2.840.1", "I0001", "c.nii.gz", "films.zip", "notes.txt"])
+    kinds = "2 .tif, 2 without ending, 1 .gz, 1 .zip"
+    line = f"left out: 6 files, not PNG, JPEG or DICOM ({kinds}): convert films among them, unpack archives\n"
     assert capsys.readouterr().out == line
 
 

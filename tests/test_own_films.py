@@ -113,7 +113,9 @@ def test_copies_and_what_programs_put_beside_films_are_left_out_and_other_forms_
         (own / name).write_bytes(b"a film in another form")
     score(small_set, out, own)
     said = capsys.readouterr().out
-    assert "left out: 5 files, no PNG or JPEG (2 .tif, 1 .webp, 1 .bmp, 1 without ending): convert films" in said
+    assert (
+        "left out: 5 files, not PNG, JPEG or DICOM (2 .tif, 1 .webp, 1 .bmp, 1 without ending): convert films" in said
+    )
     assert "left out: 2 files that are copies, such as" in said
     assert list(pd.read_csv(out / "results" / "films_first_order.csv")["Image Index"]) == FILMS
 
@@ -135,7 +137,7 @@ def half_jpeg(path):
     ("damage", "said"),
     [
         (shutil.rmtree, "own is not a folder: give --films the folder"),
-        (lambda own: [shutil.rmtree(own), own.mkdir()], "own has no film (PNG or JPEG)"),
+        (lambda own: [shutil.rmtree(own), own.mkdir()], "own has no film (PNG, JPEG or DICOM)"),
         (lambda own: half(own / "a.png"), "own/a.png: damaged, or no picture"),
         (lambda own: half_jpeg(own / "j.jpg"), "own/j.jpg: the film does not decode"),
         (lambda own: Image.new("L", (80, 80), 3).save(own / "a.png"), "own/a.png: the film is nearly black"),

@@ -169,7 +169,7 @@ FORMS = {
     "broken copy": broken_copy,
     "thumbnails": lambda raw: Image.new("L", (SIZE, SIZE), 99).save(beside(raw, f"@eaDir/{FILM}")),
     "of a notebook": lambda raw: Image.new("L", (SIZE, SIZE), 99).save(beside(raw, f".ipynb_checkpoints/{FILM}")),
-    "other forms": lambda raw: beside(raw, "more/a.dcm").touch(),
+    "other forms": lambda raw: beside(raw, "more/a.tif").touch(),
 }
 
 
@@ -180,7 +180,9 @@ def test_films_are_read_as_people_have_them(form, raw, capsys):
     capsys.readouterr()
     assert prepare(raw, "--out", raw.parent / "again") == 0
     said = capsys.readouterr().out
-    assert ("left out: 1 file, no PNG or JPEG (1 .dcm)" in said) == ("left out" in said) == (form == "other forms")
+    assert (
+        ("left out: 1 file, not PNG, JPEG or DICOM (1 .tif)" in said) == ("left out" in said) == (form == "other forms")
+    )
     assert same_set(raw.parent / "again" / "set", raw.parent / "out" / "set")
 
 
