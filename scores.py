@@ -40,44 +40,70 @@ def evaluate(network, films, batch_size, pause):
     return float(np.nanmean(auc_per_finding(films.labels.cpu(), probabilities))), loss
 
 
-# --- Intervals
+# --- Resamples
 
 
-def draw_patients(patients, resamples, seed):
-    """How often each film is drawn, in blocks of (up to BLOCK resamples, N): whole patients, with replacement.
+class Resamples:
+    """Resamples of patients, drawn with replacement, as many as there are; whatever is computed has the same ones.
 
-    A resample has as many patients as there are. patients (N,): whose film it is.
+    patients (N,): whose film it is. Results begin with the value of all films, then come the `resamples`.
     """
-    _, patient_of_film = np.unique(patients, return_inverse=True)
-    number = patient_of_film.max() + 1
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, resamples, BLOCK):
-        drawn = torch.randint(number, (min(BLOCK, resamples - start), number), generator=generator).numpy()
-        times = np.stack([np.bincount(row, minlength=number) for row in drawn], axis=1)
-        yield times.astype(np.float32)[patient_of_film].T  # in memory film by film, as `weighted_auc` reads them
+
+    def __init__(self, patients, resamples, seed):
+        names, self.patient = np.unique(patients, return_inverse=True)  # (N,): the number of each film's patient
+        self.number, self.resamples, self.seed = len(names), resamples, seed
+
+    def blocks(self):
+        """How often each patient is drawn, in blocks of (patients, up to BLOCK); the first one has everybody once."""
+        yield np.ones((self.number, 1), np.float32)
+        generator = torch.Generator().manual_seed(self.seed)
+        for start in range(0, self.resamples, BLOCK):
+            size = min(BLOCK, self.resamples - start), self.number
+            drawn = torch.randint(self.number, size, generator=generator).numpy()
+            yield np.stack([np.bincount(row, minlength=self.number) for row in drawn], axis=1).astype(np.float32)
+
+    def sums(self, values):
+        """values (N, columns), floats -> their sums over the drawn films, (1 + resamples, columns)."""
+        films = range(len(values))
+        of_patient = csr_array((np.ones_like(values[:, 0]), (self.patient, films)), (self.number, len(values))) @ values
+        return np.concatenate([drawn.T @ of_patient for drawn in self.blocks()])
+
+    def aucs(self, columns):
+        """The AUC of each column, (1 + resamples, columns); NaN where a class is missing or a score is NaN.
+
+        columns: for each a pair (positive (N,) bool, scores (N,)), or a third, the numbers of the films that count.
+        """
+        counts = [self._count(*column) for column in columns]
+        aucs = [np.stack([weighted_auc(*pair, drawn) for pair in counts], axis=1) for drawn in self.blocks()]
+        return np.concatenate(aucs)
+
+    def _count(self, positive, scores, films=slice(None)):
+        """The two matrices that `weighted_auc` takes, sparse, (levels + 1, patients)."""
+        positive, scores, patient = positive[films], scores[films], self.patient[films]
+        if np.isnan(scores).any():
+            return [csr_array((1, self.number), dtype=np.float32)] * 2
+        levels = np.unique(scores[positive])
+
+        def count(films, sides):
+            rows = np.concatenate([np.searchsorted(levels, scores[films], side) for side in sides])
+            each = np.full(len(rows), 1 / len(sides), np.float32), (rows, np.tile(patient[films], len(sides)))
+            return csr_array(each, (len(levels) + 1, self.number))  # which adds up what is at one place
+
+        # A negative film counts half from its own level on, where there is one, and half from the next one on.
+        return count(positive, ["left"]), count(~positive, ["left", "right"])
 
 
-def weighted_auc(positive, scores, weights):
-    """The AUC of one finding in each resample, (resamples,); NaN where a class is missing or a score is NaN.
+def weighted_auc(positives, rises, drawn):
+    """The AUC in each resample, (resamples,); drawn (patients, resamples): how often each patient is in it.
 
-    positive (N,) bool; scores (N,); weights (resamples, N): how often each film counts.
+    Two matrices (levels + 1, patients) say what a patient's films add; a level is a score that positive films have, and
+    the last row lies above all of them. positives: the positive films at each level. rises: by how much the number of
+    negative films below a level, half of those at it included, exceeds that of the level before.
     """
-    if np.isnan(scores).any():
-        return np.full(len(weights), math.nan)
-    levels = np.unique(scores[positive])
-    # The place of a score: 2k + 1 if it is level k, 2k if it lies between this one and the level before.
-    place = sum(np.searchsorted(levels, scores, side) for side in ("left", "right"))
-
-    def weight_at(films):
-        """The weight of these films at each place, (places, resamples)."""
-        rows, shape = np.flatnonzero(films), (2 * len(levels) + 1, len(scores))
-        return csr_array((np.ones(len(rows), np.float32), (place[rows], rows)), shape) @ weights.T
-
-    # Up to 2²⁴ films, float32 holds these whole numbers exactly; their products need float64.
-    positives, up_to = weight_at(positive)[1::2].astype(float), np.cumsum(weight_at(~positive), axis=0)
-    wins = (up_to[:-1:2] + up_to[1::2]) / 2  # negatives below a level, and those up to it: an equal one counts half
+    # Up to 2²³ films, float32 holds these whole and half numbers exactly; their products need float64.
+    at, below = (positives @ drawn).astype(float), np.cumsum(rises @ drawn, axis=0)
     with np.errstate(invalid="ignore"):
-        return (positives * wins).sum(axis=0) / (positives.sum(axis=0) * up_to[-1])
+        return (at * below).sum(axis=0) / (at.sum(axis=0) * below[-1])
 
 
 def interval(resampled):
@@ -86,23 +112,28 @@ def interval(resampled):
     return np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
 
 
-# --- The table
+def with_limits(values, few):
+    """Values (1 + resamples, columns), of all films first -> (columns, 3): that value with its 95 % interval.
 
-
-def add_average(auc, averaged):
-    """auc (..., findings) with one more column, the mean over the findings that are `averaged`, (findings,) bool."""
-    average = auc[..., averaged].mean(axis=-1, keepdims=True) if averaged.any() else np.full_like(auc[..., :1], np.nan)
-    return np.concatenate([auc, average], axis=-1)
-
-
-def with_limits(values, resampled, few):
-    """Values (findings + 1,) and their resamples (resamples, findings + 1) -> values and intervals (findings + 1, 3).
-
-    A finding of which there are `few` patients, (findings,) bool, has no interval.
+    A column of which there are `few` patients, (columns,) bool, has no interval.
     """
-    limits = np.array([interval(column) for column in resampled.T])
-    limits[:-1][few] = math.nan
-    return np.column_stack([values, limits])
+    limits = np.array([interval(column) for column in values[1:].T])
+    limits[few] = math.nan
+    return np.column_stack([values[0], limits])
+
+
+def add_average(values, averaged):
+    """values (..., findings) with one more column, the mean over the findings that are `averaged`, (findings,) bool."""
+    average = values[..., averaged].mean(axis=-1, keepdims=True) if averaged.any() else values[..., :1] * math.nan
+    return np.concatenate([values, average], axis=-1)
+
+
+def positive_patients(positive, patients):
+    """How many patients have each finding, (findings,); positive (N, findings) bool, patients (N,)."""
+    return np.array([len(np.unique(patients[column])) for column in positive.T])
+
+
+# --- The table
 
 
 def auc_table(labels, patients, probabilities, seed, resamples, min_patients, findings):
@@ -117,29 +148,25 @@ def auc_table(labels, patients, probabilities, seed, resamples, min_patients, fi
     network knows. `averaged` is 1 for these, and in the row AVERAGE it is their number. An average difference runs over
     those of them that BASELINE knows, too. A finding with fewer than `min_patients` positive patients has no interval.
     """
-    positive, tables = labels == 1, {}
-    few = np.array([len(np.unique(patients[column])) < min_patients for column in positive.T])
-    auc = {name: auc_per_finding(labels, p) for name, p in probabilities.items()}
-    resampled, one_sided = {name: [] for name in probabilities}, []
-    for weights in draw_patients(patients, resamples, seed):
-        one_sided.append((weights @ positive == 0) | (weights @ ~positive == 0))
-        for name, p in probabilities.items():
-            columns = [weighted_auc(*column, weights) for column in zip(positive.T, p.T, strict=True)]
-            resampled[name].append(np.stack(columns, axis=1))
-    resampled = {name: np.concatenate(blocks) for name, blocks in resampled.items()}  # (resamples, findings)
-    one_sided = np.concatenate(one_sided)
-    scored = one_sided.mean(axis=0) <= 0.01
+    positive, tables, drawn = labels == 1, {}, Resamples(patients, resamples, seed)
+    few = np.append(positive_patients(positive, patients) < min_patients, False)
+    every = drawn.aucs([column for p in probabilities.values() for column in zip(positive.T, p.T, strict=True)])
+    auc = dict(
+        zip(probabilities, np.split(every, len(probabilities), axis=1), strict=True)
+    )  # (1 + resamples, findings)
+    films = drawn.sums(np.hstack([positive, ~positive]).astype(np.float32))[1:]
+    left_out = (films.reshape(resamples, 2, -1) == 0).any(axis=1).sum(axis=0)
+    scored = left_out <= 0.01 * resamples
     for name in probabilities:
-        averaged = scored & ~np.isnan(auc[name])
-        columns = [with_limits(add_average(auc[name], averaged), add_average(resampled[name], averaged), few)]
+        averaged = scored & ~np.isnan(auc[name][0])
+        columns = [with_limits(add_average(auc[name], averaged), few)]
         if BASELINE in auc and name != BASELINE:
-            both = averaged & ~np.isnan(auc[BASELINE])
-            gaps = (add_average(each[name], both) - add_average(each[BASELINE], both) for each in (auc, resampled))
-            columns.append(with_limits(*gaps, few))
+            both = averaged & ~np.isnan(auc[BASELINE][0])
+            columns.append(with_limits(add_average(auc[name], both) - add_average(auc[BASELINE], both), few))
         table = pd.DataFrame(np.hstack(columns), [*findings, AVERAGE], COLUMNS[: 3 * len(columns)])
         tables[name] = table.reindex(columns=COLUMNS).assign(averaged=[*averaged.astype(int), averaged.sum()])
     table = pd.concat(tables, names=["network", "finding"])
-    left_out = dict(zip(findings, one_sided.sum(axis=0).tolist(), strict=True))
+    left_out = dict(zip(findings, left_out.tolist(), strict=True))
     return table, [finding for finding, inside in zip(findings, scored, strict=True) if inside], left_out
 
 

@@ -5,7 +5,7 @@ from math import comb
 import numpy as np
 from scipy.stats import percentileofscore, ttest_ind
 
-from scores import draw_patients, weighted_auc
+from scores import Resamples
 
 RESAMPLES = 2000  # of the bootstrap
 
@@ -64,12 +64,12 @@ def auc_over_folds(folds, resamples):
     """
     pairs, wins = 0, {}
     for k, (positive, patients, predictions) in enumerate(folds):
-        weights = np.vstack([np.ones(len(patients)), *draw_patients(patients, resamples, seed=k)])
-        inside = (weights @ positive) * (weights @ ~positive)
+        drawn = Resamples(patients, resamples, seed=k)
+        inside = drawn.sums(positive.astype(float)) * drawn.sums((~positive).astype(float))
         pairs = pairs + inside
         for command, seeds in predictions.items():
-            auc = [[weighted_auc(*column, weights) for column in zip(positive.T, p.T, strict=True)] for p in seeds]
-            wins[command] = wins.get(command, 0) + inside * np.nan_to_num(np.mean(auc, axis=0).T)
+            auc = [drawn.aucs(zip(positive.T, p.T, strict=True)) for p in seeds]
+            wins[command] = wins.get(command, 0) + inside * np.nan_to_num(np.mean(auc, axis=0))
     known = (pairs == 0).mean(axis=0) <= 0.01
     with np.errstate(invalid="ignore"):
         return {command: (won / pairs)[:, known].mean(axis=1) for command, won in wins.items()}, int(known.sum())

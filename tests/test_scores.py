@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from dataset import AVERAGE, FINDINGS
-from scores import AUC, BLOCK, GAP, auc_per_finding, auc_table, draw_patients, read_scores, weighted_auc, write_scores
+from scores import AUC, BLOCK, GAP, Resamples, auc_per_finding, auc_table, read_scores, write_scores
 from support.files import InputError
 
 FILMS, RESAMPLES = 200, BLOCK + 20
@@ -24,6 +24,11 @@ def films(seed=0, rate=0.2):
         for name, shift in (("a", 1), ("chexnet", 0.5))
     }
     return labels, patients, scores
+
+
+def films_drawn(drawn):
+    """How often each film is drawn, (1 + resamples, FILMS)."""
+    return np.concatenate([block.T for block in drawn.blocks()])[:, drawn.patient]
 
 
 def table_of(labels, patients, scores, seed=0, resamples=RESAMPLES, min_patients=10):
@@ -42,32 +47,36 @@ def test_auc_equals_scikit_learns_and_is_nan_without_both_classes():
 
 def test_every_resample_agrees_with_scikit_learn():
     labels, patients, scores = films()
-    weights = np.concatenate([*draw_patients(patients, RESAMPLES, seed=0)])
+    drawn = Resamples(patients, RESAMPLES, seed=0)
+    weights, some = films_drawn(drawn), np.flatnonzero(labels[:, 1] + labels[:, 2])
     for k in range(3):
-        ours = weighted_auc(labels[:, k] == 1, scores["a"][:, k], weights)
-        theirs = [roc_auc_score(labels[:, k], scores["a"][:, k], sample_weight=w) for w in weights]
-        assert np.allclose(ours, theirs, rtol=0, atol=1e-12), FINDINGS[k]
+        for part in (slice(None), some):
+            (ours,) = drawn.aucs([(labels[:, k] == 1, scores["a"][:, k], part)]).T
+            pair = labels[part, k], scores["a"][part, k]
+            theirs = [roc_auc_score(*pair, sample_weight=w[part]) for w in weights]
+            assert np.allclose(ours, theirs, rtol=0, atol=1e-12), FINDINGS[k]
+    sums = drawn.sums(scores["a"])
+    assert np.allclose(sums, weights @ scores["a"], rtol=0, atol=1e-9)
 
 
 def test_patients_are_drawn_whole_and_as_many_as_there_are():
     _, patients, _ = films()
-    weights = np.concatenate([*draw_patients(patients, RESAMPLES, seed=0)])
+    everybody, *weights = films_drawn(Resamples(patients, RESAMPLES, seed=0))
+    weights = np.array(weights)
+    assert len(weights) == RESAMPLES and (everybody == 1).all()
     first = np.unique(patients, return_index=True)[1]
     assert (weights == weights[:, first][:, np.searchsorted(patients[first], patients)]).all()
     assert (weights[:, first].sum(axis=1) == len(first)).all()
     assert weights[:, first].std() == pytest.approx(1, abs=0.05)  # with replacement: nearly a Poisson distribution
-    assert (weights != np.concatenate([*draw_patients(patients, RESAMPLES, seed=1)])).any()
+    assert (weights != films_drawn(Resamples(patients, RESAMPLES, seed=1))[1:]).any()
 
 
 def test_intervals_are_percentiles_and_differences_are_taken_within_a_resample():
     labels, patients, scores = films()
     table, averaged, left_out = table_of(labels, patients, scores, seed=3)
     assert averaged == list(FINDINGS) and not any(left_out.values())
-    weights = np.concatenate([*draw_patients(patients, RESAMPLES, seed=3)])
-    each = {
-        name: np.stack([weighted_auc(*pair, weights) for pair in zip(labels.T == 1, p.T, strict=True)], axis=1)
-        for name, p in scores.items()
-    }
+    drawn = Resamples(patients, RESAMPLES, seed=3)
+    each = {name: drawn.aucs(zip(labels.T == 1, p.T, strict=True))[1:] for name, p in scores.items()}
     expected = [("a", AUC, each["a"]), ("chexnet", AUC, each["chexnet"]), ("a", GAP, each["a"] - each["chexnet"])]
     for name, (_, low, high), resampled in expected:
         resampled = np.column_stack([resampled, resampled.mean(axis=1)])
