@@ -78,6 +78,11 @@ class PreparedSet:
         """Row numbers of a split's films, in file order."""
         return np.flatnonzero(self.table["split"].to_numpy() == split)
 
+    def truth(self, split):
+        """The labels of a split's films, (N, findings), and whose films they are, (N,)."""
+        rows = self.rows(split)
+        return self.labels[rows], self.table["Patient ID"].to_numpy()[rows]
+
 
 def encode_findings(finding_labels, findings):
     """`Finding Labels` strings (N,) -> float32 (N, findings) of 0 and 1."""

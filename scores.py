@@ -1,4 +1,4 @@
-"""Scores: the AUC of each finding, its interval by resampling patients, and the scores of all networks as a frame.
+"""Scores: the AUC of each finding, by group, too, operating points and calibration, with intervals by patients.
 
 The AUC (area under the ROC curve) is the share of pairs of a positive and a negative film in which the positive film
 has the higher score; a tie counts half.
@@ -16,12 +16,15 @@ from dataset import AVERAGE
 from support.files import InputError, read_table, write
 from utils import predict
 
-BLOCK = 200  # resamples that are computed at once
+BLOCK = 100  # resamples that are computed at once
 BASELINE = "chexnet"  # the network that differences are taken from, where it is in the table
 COSTS = ["parameters_millions", "multiply_adds_billions"]
 AUC = ["auc", "low", "high"]  # with its 95 % interval
 GAP = ["difference", "difference_low", "difference_high"]  # to BASELINE, with its 95 % interval
 COLUMNS = [*AUC, *GAP, "averaged", *COSTS]
+MEASURES = ["sensitivity", "specificity", "ppv", "npv", "flagged"]  # of an operating point; each with its interval
+BRIER = ["brier", "brier_low", "brier_high", "prevalence", "prevalence_brier", *GAP]  # the gap is to prevalence_brier
+EDGES = np.array([0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1])  # of the ranges of probabilities in a calibration
 
 
 def auc_per_finding(labels, scores):
@@ -128,9 +131,9 @@ def add_average(values, averaged):
     return np.concatenate([values, average], axis=-1)
 
 
-def positive_patients(positive, patients):
-    """How many patients have each finding, (findings,); positive (N, findings) bool, patients (N,)."""
-    return np.array([len(np.unique(patients[column])) for column in positive.T])
+def count_patients(films, patients):
+    """Of how many patients there are films in each column, (columns,); films (N, columns) bool, patients (N,)."""
+    return np.array([len(np.unique(patients[column])) for column in films.T])
 
 
 # --- The table
@@ -149,7 +152,7 @@ def auc_table(labels, patients, probabilities, seed, resamples, min_patients, fi
     those of them that BASELINE knows, too. A finding with fewer than `min_patients` positive patients has no interval.
     """
     positive, tables, drawn = labels == 1, {}, Resamples(patients, resamples, seed)
-    few = np.append(positive_patients(positive, patients) < min_patients, False)
+    few = np.append(count_patients(positive, patients) < min_patients, False)
     every = drawn.aucs([column for p in probabilities.values() for column in zip(positive.T, p.T, strict=True)])
     auc = dict(
         zip(probabilities, np.split(every, len(probabilities), axis=1), strict=True)
@@ -183,3 +186,113 @@ def read_scores(path):
         return table.astype({"averaged": int})
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: not a table of this version's test.py, run that again ({error})") from None
+
+
+# --- Operating points, calibration, groups. Arguments that are not explained are those of `auc_table`, and a finding
+# with fewer than `min_patients` positive patients has no interval here, either.
+
+
+def thresholds_at(sensitivity, labels, patients, probabilities, min_patients):
+    """{network: (findings,)}: the highest threshold at which this share of a finding's films, or more, is flagged.
+
+    A film is flagged where its probability is at least the threshold. It is NaN for a finding with fewer than
+    `min_patients` positive patients.
+    """
+    positive, thresholds = labels == 1, {}
+    enough = np.flatnonzero(count_patients(positive, patients) >= min_patients)
+    for name, p in probabilities.items():
+        thresholds[name] = np.full(len(positive.T), math.nan)
+        for k in enough:
+            falling = np.sort(p[positive[:, k], k])[::-1]
+            found = np.arange(1, len(falling) + 1) / len(falling)  # at a threshold of each of these
+            thresholds[name][k] = falling[found >= sensitivity][0]
+    return thresholds
+
+
+def operating_points(labels, patients, probabilities, thresholds, seed, resamples, min_patients, findings):
+    """A frame with a row for each (network, finding): the threshold, and MEASURES with their limits, NaN without it.
+
+    thresholds: of `thresholds_at`, from other films. The intervals are for the thresholds as given.
+    """
+    positive, tables = labels == 1, {}
+    few = count_patients(positive, patients) < min_patients
+    flagged = [probabilities[name] >= threshold for name, threshold in thresholds.items()]
+    films = [positive, ~positive, *(flags & side for flags in flagged for side in (positive, ~positive))]
+    drawn = Resamples(patients, resamples, seed).sums(np.hstack(films).astype(np.float32)).astype(float)
+    present, absent, *found = np.split(drawn, len(films), axis=1)  # each (1 + resamples, findings)
+    for (name, threshold), true, false in zip(thresholds.items(), found[::2], found[1::2], strict=True):
+        every, alarms = present + absent, true + false
+        with np.errstate(invalid="ignore"):
+            shares = true / present, 1 - false / absent, true / alarms, (absent - false) / (every - alarms)
+        columns = np.hstack([with_limits(values, few) for values in (*shares, alarms / every)])
+        columns[np.isnan(threshold)] = math.nan
+        names = [measure + end for measure in MEASURES for end in ("", "_low", "_high")]
+        tables[name] = pd.DataFrame(columns, findings, names)
+        tables[name].insert(0, "threshold", threshold)
+    return pd.concat(tables, names=["network", "finding"])
+
+
+def brier_table(labels, patients, probabilities, prevalence, seed, resamples, min_patients, findings):
+    """A frame with a row for each (network, finding), then AVERAGE, and the columns BRIER.
+
+    The Brier score is the mean of (probability − label)². prevalence (findings,): what a forecaster says who knows
+    nothing of a film. The average is over all findings, NaN for a network that does not know all.
+    """
+    few = np.append(count_patients(labels == 1, patients) < min_patients, False)
+    squares = [(p - labels) ** 2 for p in (prevalence, *probabilities.values())]
+    drawn = Resamples(patients, resamples, seed).sums(np.hstack([np.ones(labels.shape), *squares]))
+    films, *sums = np.split(drawn, len(squares) + 1, axis=1)
+    alone, *briers = [add_average(each / films, np.ones(len(findings), bool)) for each in sums]
+    tables = {}
+    for name, brier in zip(probabilities, briers, strict=True):
+        columns = with_limits(brier, few), [*prevalence, math.nan], alone[0], with_limits(brier - alone, few)
+        tables[name] = pd.DataFrame(np.column_stack(columns), [*findings, AVERAGE], BRIER)
+    return pd.concat(tables, names=["network", "finding"])
+
+
+def calibration_curves(labels, patients, probabilities, seed, resamples, min_patients):
+    """{network: (points, 4)}: the mean probability of a range, the share of labels there that are 1, its limits.
+
+    A point is of one range of EDGES, over all findings, for ranges with films of at least `min_patients` patients.
+    """
+    columns, curves = [], {}
+    for p in probabilities.values():
+        inside = np.digitize(p, EDGES[1:-1])[:, :, None] == range(len(EDGES) - 1)
+        inside &= ~np.isnan(p)[:, :, None]  # (N, findings, ranges)
+        columns += [np.einsum("nkr,nk->nr", inside, each) for each in (np.ones(p.shape), labels, np.nan_to_num(p))]
+    drawn = np.split(Resamples(patients, resamples, seed).sums(np.hstack(columns)), len(columns), axis=1)
+    for k, name in enumerate(probabilities):
+        enough = count_patients(columns[3 * k] > 0, patients) >= min_patients
+        films, present, said = (each[:, enough] for each in drawn[3 * k :][:3])
+        with np.errstate(invalid="ignore"):
+            curves[name] = np.column_stack([said[0] / films[0], with_limits(present / films, [])])
+    return curves
+
+
+def group_table(labels, patients, probabilities, groups, seed, resamples, min_patients, findings):
+    """A frame with a row for each (by, finding, network, group), and the columns AUC and GAP.
+
+    groups {what they are by: (N,), the name of each film's group, "" where it is not known}. The findings are those
+    with at least `min_patients` positive patients in each group, then AVERAGE over these, NaN for a network that does
+    not know all of them. A group that is too small for each of the findings is left out. Differences are to the group
+    with the most films, NaN for itself. The frame has no row where there is no finding to show.
+    """
+    positive, drawn, tables = labels == 1, Resamples(patients, resamples, seed), []
+    for by, names in groups.items():
+        films = {group: np.flatnonzero(names == group) for group in np.unique(names) if group}
+        enough = {g: count_patients(positive[rows], patients[rows]) >= min_patients for g, rows in films.items()}
+        films = {group: rows for group, rows in films.items() if enough[group].any()}
+        chosen = np.flatnonzero(np.all([enough[group] for group in films], axis=0))
+        if len(films) < 2 or not len(chosen):
+            continue
+        pairs = [(positive[:, k], p[:, k]) for p in probabilities.values() for k in chosen]
+        aucs = drawn.aucs([(*pair, rows) for rows in films.values() for pair in pairs])
+        aucs = add_average(aucs.reshape(1 + resamples, len(films), len(probabilities), -1), chosen >= 0)
+        largest = np.argmax([len(rows) for rows in films.values()])
+        gaps = aucs - aucs[:, [largest]]
+        gaps[:, largest] = math.nan
+        rows = [by], [*(findings[k] for k in chosen), AVERAGE], [*probabilities], [*films]
+        index = pd.MultiIndex.from_product(rows, names=["by", "finding", "network", "group"])
+        columns = [with_limits(each.transpose(0, 3, 2, 1).reshape(1 + resamples, -1), []) for each in (aucs, gaps)]
+        tables.append(pd.DataFrame(np.hstack(columns), index, AUC + GAP))
+    return pd.concat(tables) if tables else pd.DataFrame(columns=AUC + GAP)

@@ -5,8 +5,9 @@
     python test.py --films FOLDER                       and what the networks make of one's own films, without labels
 
 Reads   data/<set>/, weights/*_net.pth
-Writes  results/index.html, the page with all of it: auc.md, auc.csv, predictions_<network>.csv, and the pictures
-        roc.png, auc.png, films.png, activation_*.png; of one's own films films_<network>.csv and films/*.png
+Writes  results/index.html, the page with all of it: auc.md, auc.csv, operating_points.csv, brier.csv, groups.csv,
+        predictions_<network>.csv, and the pictures roc.png, auc.png, calibration.png, films.png, activation_*.png; of
+        one's own films films_<network>.csv and films/*.png
 """
 
 from pathlib import Path
@@ -19,6 +20,7 @@ from report.networks import common_crop, costs, find_networks
 from report.own_films import open_own_films, show_own_films
 from report.page import write_page
 from report.predictions import read_others, write_predictions
+from report.sections import show_calibration, show_groups, show_operating_points
 from report.tables import as_markdown, describe, remarks
 from scores import COSTS, auc_table, write_scores
 from support import ranks
@@ -37,13 +39,15 @@ DEVICE = "auto"  # auto (cuda, else mps, else cpu), cpu, cuda, mps
 BATCH_SIZE = 64  # films
 RESAMPLES = 2000  # of patients, for the intervals
 SEED = 0  # of the resamples
-MIN_PATIENTS = 10  # with a finding, for an interval of its AUC
+MIN_PATIENTS = 10  # with a finding, for an interval of its AUC, and in val for a threshold
+SENSITIVITY = 0.9  # on val, at the thresholds of the operating points
 
 
 def check(settings):
     """Raise InputError for settings that make no sense."""
     check_numbers(settings, "batch_size resamples min_patients", low=1, whole=True)
     check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
+    check_numbers(settings, "sensitivity", above=0, below=1)
     check_choice(settings, "second_order films_anyway")
 
 
@@ -55,7 +59,7 @@ def main(settings):
     # Networks, and what they are to score
     optional = bool(settings.predictions) and not settings.films
     networks = find_networks(Path(settings.out) / "weights", data, settings.second_order, optional)
-    films = Films(data, "test", common_crop(networks, data), device)
+    films, val = (Films(data, split, common_crop(networks, data), device) for split in ("test", "val"))
     folder = Path(settings.out) / "results"
     others = read_others(settings.predictions, networks, films.names, data.findings, folder)
     own = None
@@ -66,10 +70,11 @@ def main(settings):
     held = lock(folder / "lock") if ranks.rank() == 0 else None
 
     # Probabilities
-    cost, probabilities, of_own = {}, {}, {}
+    cost, probabilities, of_val, of_own = {}, {}, {}, {}
     for name, (network, saved) in networks.items():
         cost[name], how = costs(network, films.crop), saved["settings"]
         probabilities[name], _ = utils.predict(network.to(device), films.seen_by(how), settings.batch_size)
+        of_val[name], _ = utils.predict(network, val.seen_by(how), settings.batch_size)
         if own:
             of_own[name], _ = utils.predict(network, own.seen_by(how), settings.batch_size)
     probabilities |= others
@@ -77,10 +82,9 @@ def main(settings):
         return
 
     # Scores
-    labels = films.labels.cpu().numpy()
-    patients = data.table["Patient ID"].to_numpy()[data.rows("test")]
-    limits = settings.resamples, settings.min_patients
-    scores, averaged, left_out = auc_table(labels, patients, probabilities, settings.seed, *limits, data.findings)
+    labels, patients = data.truth("test")
+    limits = settings.seed, settings.resamples, settings.min_patients
+    scores, averaged, left_out = auc_table(labels, patients, probabilities, *limits, data.findings)
     for name in networks:
         scores.loc[(name, AVERAGE), COSTS] = cost[name]
         write_predictions(folder / f"predictions_{name}.csv", films.names, data.findings, probabilities[name])
@@ -89,18 +93,23 @@ def main(settings):
     # Report
     positives = dict(zip(data.findings, labels.sum(axis=0).astype(int).tolist(), strict=True))
     table = describe(scores, positives, averaged)
-    lines = remarks(scores, averaged, left_out, *limits, "patients" if data.patients else "films")
+    lines = remarks(scores, averaged, left_out, *limits[1:], "patients" if data.patients else "films")
     text = as_markdown(f"AUC on the test split of {data.name}: {len(films)} films, {data.notice}", table, lines)
     write(folder / "auc.md", text)
     print(text)
     draw_roc(folder / "roc.png", labels, probabilities, data.findings)
     draw_auc(folder / "auc.png", scores)
+    sections = [
+        show_operating_points(folder, data, probabilities, of_val, settings.sensitivity, *limits),
+        show_calibration(folder, data, probabilities, *limits),
+        show_groups(folder, data, probabilities, *limits),
+    ]
     examples = draw_examples(folder, films, data.findings, probabilities, networks)
     sheets = {}
     if own:
         sheets = show_own_films(folder, own, data.findings, networks, of_own)
         print(f"films in {settings.films}: {len(own)}, scored by networks of {data.name} ({data.notice}); no diagnosis")
-    write_page(settings.out, data, table, lines, examples, sheets, networks)
+    write_page(settings.out, data, table, lines, sections, examples, sheets, networks)
     print(f"{folder / 'index.html'} shows all of it; auc.md, auc.csv, predictions and pictures lie beside it")
     held.release()
 

@@ -136,6 +136,28 @@ def draw_auc(path, scores):
     save_picture(figure.savefig, path)
 
 
+def draw_calibration(path, curves):
+    """The curves of `scores.calibration_curves`, one panel per network."""
+    figure, panels = make_panels(len(curves), 4, 2.6, 2.9)
+    ticks = np.array([0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1])
+    largest = max([points[:, [0, 3]].max() for points in curves.values() if len(points)], default=1)
+    ticks = ticks[: np.searchsorted(ticks, largest) + 1]
+    for axes, (name, points) in zip(panels, curves.items(), strict=True):
+        for scale in (axes.set_xscale, axes.set_yscale):
+            scale("function", functions=(np.sqrt, np.square))  # room for the small probabilities of rare findings
+        axes.set(box_aspect=1, xlim=(0, ticks[-1]), ylim=(0, ticks[-1]))
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=SMALL)
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=SMALL)
+        axes.set_title(name, fontsize=10)
+        axes.plot((0, 1), (0, 1), color=FAINT, ls="--")
+        predicted, observed, low, high = points.T
+        limits = np.maximum((observed - low, high - observed), 0)
+        axes.errorbar(predicted, observed, yerr=limits, color=DARK, marker="o", ms=4, capsize=2)
+    figure.supxlabel("probability that the network gives", fontsize=10)
+    figure.supylabel("share of films with the finding", fontsize=10)
+    save_picture(figure.savefig, path)
+
+
 def draw_comparison(path, groups):
     """Test AUC of repeated trainings as dots, with their mean as a line; groups: {name: AUCs}."""
     figure, (axes,) = make_panels(1, 1, 8, 0.7 + 0.3 * len(groups))

@@ -20,12 +20,13 @@ SHOWN = 20  # of one's own films, on the page; more would make it too large to o
 CHECKSUM = 12  # characters shown of it
 
 
-def write_page(out, data, table, lines, examples, own, networks):
-    """Write out/results/index.html from the pictures auc.png and roc.png that lie there and from
+def write_page(out, data, table, lines, sections, examples, own, networks):
+    """Write out/results/index.html from the pictures that lie there and from
 
     data        the prepared set
     table       the scores, as `tables.describe` returns them
     lines       of text below the table
+    sections    `sections.Section`s
     examples    {network: `activations.Sheet`} of films of the set
     own         {name of one's own film: {network: `activations.Sheet`}}, empty without any
     networks    {name: (network, what its weights file holds)}
@@ -44,7 +45,8 @@ def write_page(out, data, table, lines, examples, own, networks):
         findings=Table(table.header, [(label.replace("_", " "), cells) for label, cells in findings]),
         marks=BASELINE in table.header,
         lines=lines,
-        charts={name: embed((folder / f"{name}.png").read_bytes()) for name in ("auc", "roc")},
+        charts={name: embed((folder / f"{name}.png").read_bytes()) for name in ("auc", "roc", "calibration")},
+        sections=[section for section in sections if section.tables],
         note=next((sheet.note for sheet in examples.values()), ""),  # all networks have one crop
         activations=show_sheets(examples),
         own={film: show_sheets(sheets) for film, sheets in list(own.items())[:SHOWN]},

@@ -48,6 +48,7 @@ def table_alone(monkeypatch):
     """test.py makes its table without pictures, which take longer than all else, and without the page."""
     for name in ("draw_roc", "draw_auc", "draw_examples", "write_page"):
         monkeypatch.setattr(table_script, name, lambda *_: {})
+    monkeypatch.setattr("report.sections.draw_calibration", lambda *_: None)
 
 
 def small_table():

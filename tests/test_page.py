@@ -103,7 +103,7 @@ def test_its_tables_are_those_of_auc_md(made):
     lines = (made / "results" / "auc.md").read_text(encoding="utf-8").splitlines()
     header, _, *rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
     names = ["first_order", "chexnet", OTHER]
-    summary, findings, _ = parsed(made).tables
+    summary, findings, *_ = parsed(made).tables
     assert findings[0] == header == ["finding", "positive films", *names]
     shown = [[label.replace("_", " "), *cells] for label, *cells in rows[: len(FINDINGS) + 1]]
     assert findings[1:] == shown
@@ -118,6 +118,7 @@ def test_every_picture_is_there(made):
     for text, path in {
         "AUC of each finding with its interval": "results/auc.png",
         "ROC curves of each finding": "results/roc.png",
+        "Calibration of each network": "results/calibration.png",
         "Cells of first_order": "search_first_order/cells.png",
         "The search of first_order": "search_first_order/search.png",
     }.items():
@@ -145,6 +146,19 @@ def test_the_captions_have_the_probabilities(made, small_set):
     assert "raises it. Each map has a scale of its own, and one value for 32 × 32 pixels, drawn smoothly." in texts
 
 
+def test_sections_come_in_the_order_of_a_readers_questions(made):
+    found = parsed(made)
+    order = [attributes["id"] for tag, attributes in found.tags if tag == "h2"]  # no groups in this set
+    assert order == ["findings", "roc", "Operating-points", "Calibration", "own", "maps", "cells", "runs"]
+    first, second, brier = found.tables[2:5]
+    written = pd.read_csv(made / "results" / "operating_points.csv").set_index(["network", "finding"])
+    for name, table in (("first_order", first), ("chexnet", second)):
+        row = written.loc[(name, FINDINGS[0])]
+        assert table[1][2:4] == [f"{row['threshold']:#.3g}", "{:.2f} [{:.2f}, {:.2f}]".format(*row.iloc[1:4])]
+    assert brier[0] == ["finding", "share in train", "score of the share", "first_order", "chexnet", OTHER]
+    assert len(brier) == len(FINDINGS) + 2 and len(found.tables) == 6
+
+
 def test_the_notice_stands_on_top_and_films_are_no_diagnosis(made):
     texts = parsed(made).texts
     title, films = texts[texts.index("Not for clinical use") + 1 :][:2]
@@ -170,13 +184,13 @@ def test_texts_show_as_they_are(small_set, tmp_path, monkeypatch):
     """Of a set that does not know its patients; one of two films of one's own is too many."""
     data = replace(load_set(small_set / "noise"), findings=("<i>", "b_c"), patients=False)
     (tmp_path / "results").mkdir()
-    for name in ("roc", "auc"):
+    for name in ("roc", "auc", "calibration"):
         (tmp_path / "results" / f"{name}.png").write_bytes(b"png")
     best, other = Cell("0.9", "[0.8, 1.0]", best=True), Cell("0.5", "*", " (of 1)")
     rows = [("<i>", [Cell("3"), best, other]), ("b_c", [Cell("2"), other, best]), ("mean", [Cell(""), other, other])]
     monkeypatch.setattr(page, "SHOWN", 1)
     films = {name: {} for name in (FILM, "z.png")}
-    page.write_page(tmp_path, data, Table(["finding", "films", "a_b", "c"], rows), ["a > b"], {}, films, {})
+    page.write_page(tmp_path, data, Table(["finding", "films", "a_b", "c"], rows), ["a > b"], [], {}, films, {})
     text = (tmp_path / "results" / "index.html").read_text(encoding="utf-8")
     assert "<th>a_<wbr>b</th>" in text  # a long name may go on in a second line
     assert "<td><b>0.9</b> <small>[0.8, 1.0]</small></td><td>0.5 <small>*</small> (of 1)</td>" in text

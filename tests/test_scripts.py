@@ -105,7 +105,8 @@ def test_every_stage_draws_its_pictures(whole):
     assert drawn == {"cells.png", "cells.gif", "alphas.png", "search.png"}
     assert all((whole / "weights" / name / "training.png").exists() for name in ("first_order", "chexnet"))
     drawn = {path.name for path in (whole / "results").glob("*.png")}
-    assert drawn == {"roc.png", "auc.png", "films.png", "activation_first_order.png", "activation_chexnet.png"}
+    maps = {"activation_first_order.png", "activation_chexnet.png"}
+    assert drawn == {"roc.png", "auc.png", "calibration.png", "films.png"} | maps
 
 
 def test_the_weights_are_those_of_the_best_epoch(small_set, tmp_path, monkeypatch):
@@ -161,6 +162,7 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
         (search_train, "--crop 40", "crop 40 must be a multiple of 32, or 0 for the whole film"),
         (val_train, "--genotype DARTS_V1 --layers 3", "--layers is 3 and must be a whole number, at least 4"),
         (val_train, "--recipe adam", "--recipe is 'adam' and must be one_cycle or cosine"),
+        (table_script, "--sensitivity 1", "--sensitivity is 1 and must be a number, above 0 and below 1"),
         (chexnet, "--epochs 2.0", "--epochs is 2.0 and must be a whole number, at least 1"),
         (chexnet, "--recipe plateau --plateau-lr 5e-8", "is 5e-08 and must be a number, at least 1e-07"),  # its stop
     ],
