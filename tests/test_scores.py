@@ -11,7 +11,7 @@ from dataset import AVERAGE, FINDINGS
 from scores import AUC, BLOCK, GAP, Resamples, auc_per_finding, auc_table, read_scores, write_scores
 from support.files import InputError
 
-FILMS, RESAMPLES = 200, BLOCK + 20
+FILMS, RESAMPLES = 200, 2 * BLOCK + 20
 
 
 def films(seed=0, rate=0.2):
