@@ -155,8 +155,8 @@ def show_groups(folder, data, probabilities, seed, resamples, min_patients):
         tables[by] = Table(["finding: group", *probabilities], shown)
     number = int(table["difference"].notna().sum())
     lines = [
-        f"Findings with at least {min_patients} {units(data)} in each group, and their average. Differences are to the "
-        f"group with the most films, within the same resamples of {units(data)}. In brackets: 95 % intervals.",
+        f"Findings that at least {min_patients} {units(data)} of each group have, and their average. Differences are "
+        f"to the group with the most films, within the same resamples of {units(data)}. In brackets: 95 % intervals.",
         f"These are {number} comparisons. If no group differed from another, about {number / 20:.0f} intervals would "
         "exclude zero all the same.",
         "A difference does not say what causes it: groups differ in other things, too, such as how ill patients are.",
