@@ -100,7 +100,7 @@ def show_calibration(folder, data, probabilities, seed, resamples, min_patients)
     draw_calibration(folder / "calibration.png", scores.calibration_curves(labels, patients, known, *limits))
 
     rows, whose = [], units(data)
-    for finding in (*data.findings, AVERAGE):
+    for finding in (*data.findings, *[AVERAGE] * (len(data.findings) > 1)):
         of_finding = table.xs(finding, level="finding")
         first = of_finding.iloc[0]
         cells = [with_interval(first["prevalence"], 0, 0, "{:.3f}", "")._replace(interval="")]

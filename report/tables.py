@@ -34,20 +34,21 @@ def describe(scores, positives, averaged):
     for finding, films in positives.items():
         rows.append((finding, [Cell(str(films)), *auc_cells(scores.xs(finding, level="finding"))]))
     header = ["finding", "positive films", *scores.index.unique("network")]
-    return Table(header, rows + totals(scores.xs(AVERAGE, level="finding"), len(averaged)))
+    return Table(header, rows + totals(scores.xs(AVERAGE, level="finding"), len(averaged), alone=len(rows) == 1))
 
 
-def totals(scores, averaged):
+def totals(scores, averaged, alone):
     """The rows of average AUC, difference to CheXNet, parameters and multiply-adds, without those that have no number.
 
-    scores: a row for each network; averaged: the number of findings in the average.
+    scores: a row for each network; averaged: the number of findings in the average; alone: whether the set has one
+    finding, which needs no average.
     """
     cells = auc_cells(scores)
     for k, known in enumerate(scores["averaged"]):
         if known < averaged:
             cells[k] = cells[k]._replace(note=f" (of {known:.0f})")
     gaps = [with_interval(*numbers, "{:+.3f}", NOTHING) for numbers in scores[GAP].to_numpy()]
-    rows = {f"Average of {averaged}": cells, "Average − CheXNet": gaps}
+    rows = {"AUC − CheXNet": gaps} if alone else {f"Average of {averaged}": cells, "Average − CheXNet": gaps}
     for label, column, form in zip(("Parameters (M)", "Multiply-adds (G)"), COSTS, ("{:.2f}", "{:.3f}"), strict=True):
         rows[label] = [Cell(NOTHING if math.isnan(cost) else form.format(cost)) for cost in scores[column]]
     return [(label, [Cell(""), *cells]) for label, cells in rows.items() if any(cell.text != NOTHING for cell in cells)]

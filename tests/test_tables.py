@@ -63,11 +63,13 @@ Multiply-adds: convolutions and linear layers, one film.
     assert as_markdown("title", describe(scores, POSITIVES, AVERAGED), lines) == expected
 
 
-def test_what_is_not_known_has_no_row_and_no_remark(scores):
+def test_what_is_not_known_has_no_row_and_no_remark_and_one_finding_alone_no_average(scores):
+    labels = [label for label, _ in describe(scores, {"Mass": 12}, ["Mass"]).rows]
+    assert labels == ["Mass", "AUC − CheXNet", "Parameters (M)", "Multiply-adds (G)"]
     scores = scores.loc[["other"]].assign(**dict.fromkeys(GAP, NAN))
     lines = remarks(scores, ["Mass"], {"Mass": 0}, 20, 2, "films")
     table = describe(scores, {"Mass": 12}, ["Mass"])
-    assert [label for label, _ in table.rows] == ["Mass", "Average of 1"]
+    assert [label for label, _ in table.rows] == ["Mass"]
     assert lines == [
         "In brackets: 95 % intervals, percentile bootstrap of 20 resamples of films.",
         "No difference to CheXNet, which is not here: 'python chexnet.py' trains it.",
