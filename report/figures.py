@@ -121,10 +121,11 @@ def draw_roc(path, labels, probabilities, findings):
 def draw_auc(path, scores):
     """The AUCs of the frame of `scores.auc_table` as dots, with their intervals as bars."""
     names, rows = list(scores.index.unique("network")), list(scores.index.unique("finding"))
+    rows = rows[:1] if len(rows) == 2 else rows  # one finding alone needs no average
     figure, (axes,) = make_panels(1, 1, 7, 1.2 + len(rows) * (0.12 + 0.08 * len(names)))
     drawn = []
     for m, (name, style) in enumerate(zip(names, cycle(STYLES), strict=False)):
-        middle, low, high = scores.loc[name, ["auc", "low", "high"]].to_numpy().T
+        middle, low, high = scores.loc[name, ["auc", "low", "high"]].to_numpy()[: len(rows)].T
         places = np.arange(len(rows)) + 0.7 * ((m + 0.5) / len(names) - 0.5)
         look = style | {"ls": "none", "ms": 5, "elinewidth": 1.2, "capsize": 2}
         drawn.append(axes.errorbar(middle, places, xerr=np.maximum((middle - low, high - middle), 0), **look))

@@ -32,7 +32,9 @@ def write_page(out, data, table, lines, sections, examples, own, networks):
     networks    {name: (network, what its weights file holds)}
     """
     folder, test = Path(out) / "results", data.rows("test")
-    findings, totals = table.rows[: len(data.findings) + 1], table.rows[len(data.findings) :]
+    number = len(data.findings)
+    last = number - (number == 1)  # the average, or one finding alone, stands in both tables
+    findings, totals = table.rows[: last + 1], table.rows[last:]
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), **LAYOUT).get_template("page.html")
     page = template.render(
         data=data,

@@ -138,6 +138,16 @@ def test_findings_are_those_of_the_set(prepared, tmp_path, small_set, monkeypatc
     assert not set(FINDINGS) & set(re.findall("[A-Z][a-z_]+", re.sub('base64,[^"]*', "", page)))
 
 
+def test_one_finding_alone_has_no_average(prepared, tmp_path, small_set, monkeypatch):
+    data = replace(prepared, labels=np.array(prepared.labels[:, 3:4]), findings=("Fracture",))
+    monkeypatch.setattr(table_script, "open_set", lambda *_: data)
+    save_network(tmp_path / "weights", "first_order", data, findings=["Fracture"])
+    run(table_script, small_set, tmp_path)
+    for name in ("auc.md", "index.html"):
+        text = re.sub('base64,[^"]*', "", (tmp_path / "results" / name).read_text(encoding="utf-8"))
+        assert "Fracture" in text and "Parameters (M)" in text and "Average" not in text
+
+
 # --- Which columns
 
 
