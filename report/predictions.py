@@ -29,8 +29,8 @@ def read_others(items, taken, films, findings, results):
     """
     others = {}
     written = [os.path.realpath(results / f"{kind}_{name}.csv") for kind in ("predictions", "films") for name in taken]
-    for item in [items] if isinstance(items, str) else items:  # PREDICTIONS may be edited to a single text
-        name, _, path = (part.strip() for part in item.partition("="))
+    for item in items if isinstance(items, (list, tuple)) else [items] if items else []:  # as people edit PREDICTIONS
+        name, _, path = (part.strip() for part in str(item).partition("="))
         if not path or name in taken or name in others:
             raise InputError(f"--predictions {item!r}: must be NAME=FILE.csv, with a name that is not yet in use")
         check_name(name)

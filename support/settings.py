@@ -18,6 +18,7 @@ import torch
 from support.files import InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DRIVE = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV}  # a disk or network drive fails
 
 
 def start(main, script, find_preset=None, recipes=(), argv=None):
@@ -81,10 +82,10 @@ def guarded(memory=""):
             raise
         fail(f"the {'GPU' if gpu else 'computer'}'s memory is full{memory}", status=1)
     except OSError as error:
-        where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        where = f"{error.filename or 'a disk or network drive'}: {error.strerror}"
         if error.errno in FULL:
             fail(f"{where}; make room and repeat the command: it goes on where it was saved", status=1)
-        if not error.filename:
+        if not error.filename and error.errno not in DRIVE:
             raise
         fail(f"{where}: check it, or choose another place with --out or --data")
     finally:
@@ -108,14 +109,19 @@ def read_constants(script):
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     constants = {}
     for node in ast.parse(source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]  # also `C: int = 8`
-        if isinstance(targets[0], ast.Name) and targets[0].id.isupper():
-            name = targets[0].id
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            continue
+        annotated = isinstance(node, ast.AnnAssign)  # as `C: int = 8`
+        targets = [node.target] if annotated else getattr(node, "targets", [])
+        for name in [part for part in ast.walk(node) if isinstance(part, ast.Name) and part.id.isupper()]:
             try:
+                if name not in targets:  # as in `C += 1`, `if FAST: C = 4`, `EPOCHS["small"] = 9`
+                    raise ValueError
                 value = ast.literal_eval(node.value)
             except ValueError:
-                raise InputError(f"{script}, line {node.lineno}: {name} must be a plain value") from None
-            constants[name] = value, comments.get(node.lineno, ""), node.lineno
+                what = f"{name.id} must be a plain value, in a line of its own"
+                raise InputError(f"{script}, line {name.lineno}: {what}") from None
+            constants[name.id] = value, comments.get(node.lineno, ""), node.lineno
     return constants
 
 
@@ -170,7 +176,7 @@ def make_parser(script, constants):
     title = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8-sig"))).split("\n")[0]
     parser = Parser(Path(script).name, description=title, allow_abbrev=False)
     for name, (value, comment, _) in constants.items():
-        example = next(iter(value.values())) if isinstance(value, dict) else value
+        example = next(iter(value.values()), "") if isinstance(value, dict) else value
         look = {"help": f"{comment} [{value}]".replace("%", "%%"), "default": argparse.SUPPRESS}
         if isinstance(example, bool):
             look["action"] = argparse.BooleanOptionalAction
@@ -181,6 +187,21 @@ def make_parser(script, constants):
             look["metavar"] = "NUMBER" if look["type"] is number else "TEXT"
         parser.add_argument(option(name), **look)
     return parser
+
+
+def take_preset(settings):
+    """Replace each setting that is a dict by its value for settings.preset. Raises InputError."""
+    values = vars(settings)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            if "preset" not in values:
+                settings.refuse(name, "a single value, since this script has no presets")
+            if settings.preset not in [*value]:
+                names = ", ".join(map(str, value))
+                raise InputError(
+                    f"{settings.said[name]} has values for {names}, none for the preset {settings.preset!r}"
+                )
+            values[name] = value[settings.preset]
 
 
 def parse_settings(script, argv=None, find_preset=None, recipes=()):
@@ -198,7 +219,7 @@ def parse_settings(script, argv=None, find_preset=None, recipes=()):
     settings.said |= {name: option(name) for name in given}
 
     values = vars(settings)
-    for name in ("out", "data", "dataset"):
+    for name in ("out", "data", "dataset", *({"genotype", "films"} & values.keys())):
         if not isinstance(getattr(settings, name), str):
             settings.refuse(name, "a text in quotes")
     values |= {name: expand(value) for name, value in values.items()}
@@ -206,14 +227,7 @@ def parse_settings(script, argv=None, find_preset=None, recipes=()):
         settings.data = os.path.join(os.path.dirname(os.path.abspath(script)), settings.data)
     if "preset" in values:
         settings.preset = settings.preset or find_preset(settings.data, settings.dataset)
-    for name, value in values.items():
-        if isinstance(value, dict):
-            if settings.preset not in value:
-                names = ", ".join(value)
-                raise InputError(
-                    f"{settings.said[name]} has values for {names}, none for the preset {settings.preset!r}"
-                )
-            values[name] = value[settings.preset]
+    take_preset(settings)
     others = [recipe for recipe in recipes if "recipe" in values and recipe != settings.recipe]
     for name in [name for name in values for recipe in others if name.startswith(f"{recipe}_")]:
         if name in given:

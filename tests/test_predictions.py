@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from dataset import FINDINGS
-from report.predictions import read_predictions, write_predictions
+from report.predictions import read_others, read_predictions, write_predictions
 from support.files import InputError
 
 FILMS = [f"0000000{k}_00{k % 2}.png" for k in range(6)]
@@ -84,6 +84,15 @@ def forms(draw):
 @given(forms())
 def test_every_form_without_doubt_reads_as_the_same_numbers(at, content):
     assert np.array_equal(read(at, content), VALUES)
+
+
+def test_predictions_as_people_edit_the_constant(at):
+    frame().to_csv(at, index=False)
+    for items, names in ((None, []), ("", []), (f"A={at}", ["A"]), ((f"A={at}", f"B = {at}"), ["A", "B"])):
+        assert list(read_others(items, [], FILMS, FINDINGS, at.parent / "results")) == names
+    for items in (5, [5], [None], "A"):
+        with pytest.raises(InputError, match="must be NAME=FILE"):
+            read_others(items, [], FILMS, FINDINGS, at.parent / "results")
 
 
 WHOLE = frame(VALUES.round(2)).to_csv(index=False).encode()

@@ -91,11 +91,21 @@ def test_an_option_of_another_recipe_is_refused_with_those_of_the_chosen_one(scr
         parse(script, "--recipe", "plateau", "--cosine-momentum", "0.9")
 
 
-def test_constants_that_are_no_plain_values_are_named_with_their_line(script, one_line):
-    script.write_text(SCRIPT.replace('"phantom"  # which set', '"phan" + "tom"  # which set'))
-    with pytest.raises(InputError, match="line 15: DATASET must be a plain value"):
-        parse(script)
-    assert "line 15: DATASET must be a plain value" in one_line(start, print, script)
+@pytest.mark.parametrize(
+    "edited",
+    [
+        'DATASET = "phan" + "tom"',
+        "DATASET += 's'",
+        "if True:\n    DATASET = 's'",
+        "DATASET['small'] = 's'",
+        "for DATASET in 'ab': pass",
+        "DATASET, A = 'a', 'b'",
+    ],
+)
+def test_constants_that_are_no_plain_values_are_named_with_their_line(edited, script, one_line):
+    script.write_text(SCRIPT.replace('DATASET = "phantom"', edited))
+    line = 15 + edited.startswith("if")
+    assert f"line {line}: DATASET must be a plain value, in a line of its own" in one_line(start, print, script)
 
 
 def test_a_number_keeps_its_type(script):
@@ -197,6 +207,7 @@ def test_a_bar_in_a_log_file_is_a_line_a_minute(small_set, tmp_path, monkeypatch
         (MemoryError(), 1, "the computer's memory is full: lower --crop"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "computer's memory is full: lower"),
         (OSError(errno.EIO, "Input/output error", "/a/b"), 2, "/a/b: Input/output error: check it, or choose another"),
+        (OSError(errno.ESTALE, "Stale file handle"), 2, "a disk or network drive: Stale file handle: check it, or"),
     ],
 )
 def test_what_ends_a_command_is_one_line(error, status, words, one_line):
@@ -207,7 +218,7 @@ def test_what_ends_a_command_is_one_line(error, status, words, one_line):
 
 
 def test_other_errors_keep_their_traceback():
-    for error in (RuntimeError("a bug"), ValueError("a bug"), OSError(5, "Input/output error")):
+    for error in (RuntimeError("a bug"), ValueError("a bug"), OSError(errno.EINVAL, "Invalid argument")):
         with pytest.raises(type(error)), guarded():
             raise error
 
@@ -229,6 +240,10 @@ def test_constants_as_people_edit_them(script):
         ('OUT = "."', "OUT = None", "script.py, line 17: OUT is None and must be a text in quotes"),
         ('DATASET = "phantom"', "DATASET = 5", "script.py, line 15: DATASET is 5 and must be a text in quotes"),
         ('DATA = "sets"', "data = 0", "script.py: the constant DATA is missing: write it again"),
+        ('NAME = "phantom"', "GENOTYPE = 5", "line 5: GENOTYPE is 5 and must be a text in quotes"),
+        ('PRESET = ""', 'PRESET = ["slow"]', r"RATE has values for slow, fast, none for the preset \['slow'\]"),
+        ('PRESET = ""', "", "line 8: RATE is .* and must be a single value, since this script has no presets"),
+        ('"slow": 8, "fast": 50', "", "line 9: EPOCHS has values for , none for the preset 'slow'"),
     ):
         script.write_text(SCRIPT.replace(old, new))
         with pytest.raises(InputError, match=line):
