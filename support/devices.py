@@ -23,7 +23,7 @@ def select_device(name):
         return ranks.join(torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"))
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise InputError(f"device {name!r} is unknown: use auto, cpu, cuda or mps")
@@ -65,9 +65,10 @@ def autocast(device):
 def environment(device):
     """Where this runs: {"commit", "python", "torch", "machine", "device", "type", "threads", "ranks", "date"}."""
     root = Path(__file__).parent.parent
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    # Else git would go on to a repository that holds this folder, or to the one that GIT_DIR names.
+    git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+    git += ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        (root / ".git").stat()  # git would go on to a repository that holds this folder
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"

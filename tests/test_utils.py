@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def test_unknown_devices_are_refused():
-    for name in ("gpu7", "meta", "", "cuda:x"):
+    for name in ("gpu7", "meta", "", "cuda:x", None):
         with pytest.raises(InputError, match="is unknown: use auto, cpu, cuda or mps"):
             devices.select_device(name)
     for name, kind in (("cuda:99", "CUDA"), ("mps:7", "MPS")):
@@ -74,14 +74,20 @@ def test_plateau_is_adam_whose_rate_falls_without_a_better_auc_until_it_is_done(
 
 
 def test_the_commit_of_another_repository_around_the_project_is_not_recorded(tmp_path, monkeypatch):
-    assert devices.environment(torch.device("cpu"))["commit"] != "unknown"
+    mine = devices.environment(torch.device("cpu"))["commit"]
+    assert mine != "unknown"
     for command in (
         ["init", "-q"],
         ["-c", "user.name=a", "-c", "user.email=a", "commit", "-q", "--allow-empty", "-m", "a"],
     ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as in a hook of that repository
+    assert devices.environment(torch.device("cpu"))["commit"] == mine
+    monkeypatch.delenv("GIT_DIR")
     (tmp_path / "project" / "support").mkdir(parents=True)
     monkeypatch.setattr(devices, "__file__", str(tmp_path / "project" / "support" / "devices.py"))
+    assert devices.environment(torch.device("cpu"))["commit"] == "unknown"
+    (tmp_path / "project" / ".git").mkdir()  # git passes over an empty one
     assert devices.environment(torch.device("cpu"))["commit"] == "unknown"
 
 
