@@ -93,8 +93,9 @@ def open_curves(folder, epochs):
     """
     try:
         from torch.utils.tensorboard import SummaryWriter  # not at the top: few have it, and it takes a second
+
+        return SummaryWriter(folder, purge_step=epochs + 1)
     except Exception as error:  # its own dependencies may raise anything
         if not isinstance(error, ModuleNotFoundError):
             print(f"warning: TensorBoard cannot be used ({type(error).__name__}: {error}): no curves are written")
         return None
-    return SummaryWriter(folder, purge_step=epochs + 1)
