@@ -25,6 +25,14 @@ from support.files import InputError, filling
 from support.settings import Parser
 
 
+def is_original(path, size):
+    """Whether `path` is a whole film of more than `size` px, and so none that this script has reduced."""
+    if not is_whole(path):
+        return False
+    with Image.open(path) as film:
+        return min(film.size) > size
+
+
 def choose_films(options, folder):
     """The films of a set as rows of the label table with their `split`, and what source.json says of the choice.
 
@@ -87,6 +95,9 @@ def prepare(options):
     with TemporaryDirectory() as fetched:
         table, source = choose_films(options, fetched)
     needed = [name for name in table["Image Index"] if not is_whole(reduced / name, ("L", (size, size)))]
+    if originals := [name for name in needed if is_original(reduced / name, size)]:
+        what = f"{some(originals)} larger than {size} px, which reduced films would replace"
+        raise InputError(f"{reduced} has {what}: move them elsewhere, or choose another --out")
     threads = fetch.THREADS if options.download else os.cpu_count()
     if options.images:
         files = [(str(path.relative_to(options.images)), path) for path in fetch.list_files(options.images)]

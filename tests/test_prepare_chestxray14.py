@@ -315,6 +315,18 @@ def test_films_are_not_read_where_they_are_written(given, raw, one_line):
     assert len(before) == 20 and before == {path: path.read_bytes() for path in before}
 
 
+def test_larger_films_in_the_place_of_reduced_ones_are_not_replaced(raw, one_line):
+    films = raw.parent / "out" / f"films_{SIZE}px"
+    films.mkdir(parents=True)
+    for path in (raw / "films").rglob("*.png"):
+        shutil.copy(path, films)
+    before = bytes_of(films)
+    for given in (films.parent, raw / "films"):
+        said = one_line(lambda given=given: prepare(raw, "--images", given))
+        assert "20 films (00000001_000.png, " in said and f"larger than {SIZE} px" in said
+    assert bytes_of(films) == before
+
+
 @pytest.mark.parametrize("disks", [1, 2])
 def test_there_is_room_on_each_disk_before_it_starts(disks, raw, monkeypatch, one_line):
     (raw.parent / "out" / "set").mkdir(parents=True)
