@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from support import ranks
-from support.files import InputError, read_table
+from support.files import InputError, named, read_table
 from support.settings import fail
 
 FINDINGS = (  # of ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315)
@@ -151,7 +151,7 @@ def set_checksum(folder):
     """SHA-256 over images.npy, then labels.csv."""
     digest = hashlib.sha256()
     for name in ("images.npy", "labels.csv"):
-        with open(Path(folder) / name, "rb") as file:
+        with named(Path(folder) / name), open(Path(folder) / name, "rb") as file:
             hashlib.file_digest(file, lambda: digest)  # which goes on with this digest
     return digest.hexdigest()
 

@@ -28,8 +28,10 @@ def load_network(path):
         else:
             network = CheXNet(classes)
         network.load_state_dict(saved["weights"])
-    except Exception as error:  # torch raises many kinds for a file that is not what it should be
-        what = f"damaged, or not a weights file of this project ({type(error).__name__})"
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # torch raises many kinds for a file that is not what it should be
+        what = "damaged, or not a weights file of this project"
         raise InputError(f"{path}: {what}: train it again, or move it away") from None
     if not all(tensor.isfinite().all() for tensor in saved["weights"].values()):
         raise InputError(f"{path}: holds weights that are not finite: train it again, or move it away")

@@ -28,6 +28,17 @@ class InputError(ValueError):
 
 
 @contextmanager
+def named(path):
+    """Errors of the system name the file `path`, also those of reading and writing, which name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextmanager
 def replacing(path, before=None):
     """Opens a binary file beside `path` to write to, and renames it to `path` at the end: nobody reads half a file.
 
@@ -35,16 +46,11 @@ def replacing(path, before=None):
     """
     path = Path(path)
     partial = path.with_name(path.name + ".part")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            with suppress(OSError):  # some network drives have no fsync
-                os.fsync(file.fileno())
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from None  # the error of a full disk names no file
+    with named(path), open(partial, "wb") as file:
+        yield file
+        file.flush()
+        with suppress(OSError):  # some network drives have no fsync
+            os.fsync(file.fileno())
     if before is not None and path.exists():
         path.replace(before)
     partial.replace(path)
@@ -77,13 +83,13 @@ def lock(path, wait=False):
     no locks. Then a line says so, and the work goes on without a lock.
     """
     held = FileLock(path, is_singleton=True, fallback_to_soft=False)  # this process may take it again
-    who = f"{Path(path).parent}: another process works there"
+    who = f"{Path(path).parent}: another process works there (one stopped with Ctrl-Z goes on by `fg` in its terminal)"
     try:
         held.acquire(timeout=0)
     except Timeout:
         if not wait:
             raise InputError(f"{who}: wait for it, or start elsewhere with --out FOLDER") from None
-        print(f"{who}: waiting for it; if it was stopped with Ctrl-Z, go on with `fg` in its terminal", flush=True)
+        print(f"{who}: waiting for it", flush=True)
         held.acquire()
     except OSError as error:
         if error.errno not in NO_LOCKS:
@@ -108,12 +114,21 @@ def save_state(path, state, before=None):
 def load_state(path):
     """The content of a file that `save_state` wrote: plain tensors and plain Python, on the CPU.
 
-    Raises for any wrong byte, since it compares the checksums of the zip file, which torch.load ignores.
+    Raises InputError for any wrong byte, since it compares the checksums of the zip file, which torch.load ignores. A
+    drive that fails is no damage: its OSError passes, and so does a MemoryError.
     """
-    with zipfile.ZipFile(path) as file:
-        if damaged := file.testzip():
-            raise ValueError(f"{damaged} in it is damaged")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with named(path):
+        content = io.BytesIO(Path(path).read_bytes())  # zipfile would call an error of the drive a damage
+    try:
+        with zipfile.ZipFile(content) as file:
+            if damaged := file.testzip():
+                raise ValueError(f"{damaged} in it")
+        content.seek(0)
+        return torch.load(content, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever zipfile and torch raise for a damaged file
+        raise InputError(f"{path} is damaged ({type(error).__name__})") from None
 
 
 def read_text(path, limit=MAX_TEXT):

@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from support import ranks
-from support.files import InputError, load_state, lock, save_state, write
+from support.files import InputError, load_state, lock, named, save_state, write
 from support.progress import Losses, format_row, open_curves, progress
 from support.records import WITH_EFFECT, count_epochs, make_record, refuse_changes
 
@@ -99,7 +99,9 @@ class Run:
         """Move what is in the folder, and the product, to dated names. The lock stays, and is held."""
         stamp = datetime.now().strftime("%Y-%m-%d_%H%M%S")
         aside = self.folder.with_name(f"{self.folder.name}.{stamp}")
-        moves = {old: aside / old.name for old in sorted(self.folder.iterdir()) if old.name != "lock"}
+        files = sorted(self.folder.iterdir(), key=lambda path: (path.name != "settings.json", path))
+        # Without settings.json, what is left when the moving breaks off is not taken for a run that may start again.
+        moves = {old: aside / old.name for old in files if old.name != "lock"}
         if self._product is not None and self._product.exists():
             moves[self._product] = self._product.with_name(f"{self._product.stem}.{stamp}{self._product.suffix}")
         for old, new in moves.items():
@@ -112,7 +114,7 @@ class Run:
         """Whether the product is this run's, or a damaged one of a finished run, which can be written again."""
         try:
             there = dict(load_state(self._product))
-        except Exception:  # whatever zipfile and torch raise for a damaged file
+        except (ValueError, TypeError):  # damaged, or not a state
             return saved["finished"]
         mine = (saved["progress"]["best"] or {}) | {"settings": saved["record"]["settings"]}
         return all(there.get(name) == mine.get(name) for name in ("epoch", "val_auc", "settings"))
@@ -123,8 +125,8 @@ class Run:
         for path in there:
             try:
                 saved = dict(load_state(path))
-            except Exception as error:  # whatever zipfile and torch raise for a damaged file
-                print(f"warning: {path} is damaged ({type(error).__name__}): going on from the checkpoint before it")
+            except (ValueError, TypeError) as error:  # damaged, or not a state
+                print(f"warning: {error}: going on from the checkpoint before it")
                 continue
             if saved.get("format") != FORMAT:
                 raise InputError(f"{path} is of another version of this project: finish it there, or pass --fresh")
@@ -222,7 +224,8 @@ class Run:
             self._append("log.txt", text)
 
     def _append(self, name, text):
-        with open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace") as file:
+        path = self.folder / name
+        with named(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def write(self, name, text):
@@ -307,6 +310,6 @@ class Run:
         if finished and self._product is not None:
             try:
                 load_state(self._product)
-            except Exception:  # missing, or damaged: whatever zipfile and torch raise
+            except (FileNotFoundError, InputError):  # missing, or damaged
                 weights = {"weights": best["kept"], "epoch": best["epoch"], "val_auc": best["val_auc"]}
                 save_state(self._product, weights | {"settings": self._record["settings"]})

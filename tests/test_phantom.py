@@ -73,7 +73,7 @@ def test_two_scripts_at_once_draw_it_once(tmp_path, main, monkeypatch, capsys):
     second.join()
     said = capsys.readouterr().out
     assert calls == [(tmp_path / "phantom", 1)] and "left as it is" in said
-    assert "phantom: another process works there: waiting for it; if it was stopped with Ctrl-Z" in said
+    assert "phantom: another process works there (one stopped with Ctrl-Z goes on" in said and ": waiting for" in said
 
 
 def test_a_process_that_was_ended_while_it_drew_is_named(tmp_path, monkeypatch, one_line):

@@ -1,5 +1,7 @@
 """Nothing is lost: runs killed, stopped, damaged, short of disk or memory, and started twice."""
 
+import errno
+import io
 import os
 import random
 import shutil
@@ -305,6 +307,29 @@ def test_without_a_whole_checkpoint_the_run_is_not_started_over(stopped, small_s
     assert (stopped / "log.txt").read_bytes() == log
 
 
+def test_a_drive_that_fails_is_one_line_and_loses_nothing(
+    stopped, small_set, tmp_path, undisturbed, monkeypatch, one_line
+):
+    """A checkpoint that cannot be read now is not damaged."""
+
+    class Stale(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    before = {path: path.read_bytes() for path in stopped.glob("checkpoint*")}
+    for place, name, failing in (
+        (Path, "read_bytes", lambda _: Stale().write("")),
+        (runs, "open", lambda *_, **__: Stale()),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, failing, raising=False)
+            line = one_line(start, "search", small_set, tmp_path)
+        assert f"{'log.txt' if place is runs else 'checkpoint.pt'}: Stale file handle: check it" in line
+        assert {path: path.read_bytes() for path in stopped.glob("checkpoint*")} == before
+    start("search", small_set, tmp_path)
+    compare("search", undisturbed("search"), tmp_path)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("file", ["checkpoint.pt.part", "genotype_last.txt.part"])
 def test_a_full_disk_is_one_line_and_loses_nothing(file, stopped, small_set, tmp_path, undisturbed, one_line):
@@ -422,7 +447,8 @@ def test_a_second_process_is_refused_until_the_first_is_dead(small_set, tmp_path
     folder.mkdir()
     with subprocess.Popen([sys.executable, "-c", HOLD, folder / "lock", "99"], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        assert "search_first_order: another process works there" in one_line(start, "search", small_set, tmp_path)
+        line = one_line(start, "search", small_set, tmp_path)
+        assert "search_first_order: another process works there (one stopped with Ctrl-Z goes on by `fg`" in line
         assert "another process works there" in one_line(start, "search", small_set, tmp_path, "--fresh")
         other.kill()
     assert os.listdir(folder) == ["lock"]

@@ -1,9 +1,11 @@
 """test.py: which columns the table has, what is written beside it, and what is refused."""
 
 import math
+import os
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -269,7 +271,7 @@ class Touch:
         return open, (str(self.path), "w")
 
 
-def test_damaged_and_foreign_weights_are_refused(copy, table, one_line):
+def test_damaged_and_foreign_weights_are_refused(copy, table, one_line, monkeypatch):
     path = copy / "weights" / "DARTS_V1_net.pth"
     content = path.read_bytes()
     middle = len(content) // 2
@@ -282,6 +284,9 @@ def test_damaged_and_foreign_weights_are_refused(copy, table, one_line):
     assert "DARTS_V1_net.pth: damaged, or not a weights file" in one_line(table, copy)
     assert not (copy / "executed").exists()
     path.write_bytes(content)
+    with monkeypatch.context() as patch:  # a drive that fails is no damage
+        patch.setattr(Path, "read_bytes", lambda _: os.read(-1, 1))
+        assert "DARTS_V1_net.pth: Bad file descriptor: check it" in one_line(table, copy)
     saved = torch.load(path, weights_only=True)
     saved["weights"]["classifier.bias"][3] = torch.nan
     torch.save(saved, path)
