@@ -105,11 +105,12 @@ def check(settings):
     check_numbers(settings, "contrast turn", low=0)
     check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
     if settings.recipe == "one_cycle":
-        check_numbers(settings, "one_cycle_lr one_cycle_weight_decay", low=0)
+        check_numbers(settings, "one_cycle_lr", above=0)
+        check_numbers(settings, "one_cycle_weight_decay", low=0)
     else:
         check_numbers(settings, "plateau_patience", low=0, whole=True)
         check_numbers(settings, "plateau_lr_stop", low=0)
-        check_numbers(settings, "plateau_lr", low=settings.plateau_lr_stop)
+        check_numbers(settings, "plateau_lr", low=settings.plateau_lr_stop, above=0)
     check_choice(settings, "pretrained fresh start_at_prevalence deterministic standardise")
 
 

@@ -82,7 +82,7 @@ def choose_genotype(settings, checksum):
             f"{folder}: searched on another set ({searched['dataset']}, or another version of "
             f"{settings.dataset}): search on this one first, or name the cell with --genotype FILE"
         )
-    if count_epochs(folder) < searched.get("epochs", 0):
+    if 0 < count_epochs(folder) < searched.get("epochs", 0):  # 0: metrics.jsonl was lost
         print(f"{folder}: the search has not finished; its best cell so far is trained")
     return name, load_genotype(path)
 
@@ -98,9 +98,11 @@ def check(settings):
     check_numbers(settings, "drop_path", low=0, below=1)
     check_numbers(settings, "clip", above=0)
     if settings.recipe == "one_cycle":
-        check_numbers(settings, "one_cycle_lr one_cycle_weight_decay", low=0)
+        check_numbers(settings, "one_cycle_lr", above=0)
+        check_numbers(settings, "one_cycle_weight_decay", low=0)
     else:
-        check_numbers(settings, "cosine_lr cosine_weight_decay", low=0)
+        check_numbers(settings, "cosine_lr", above=0)
+        check_numbers(settings, "cosine_weight_decay", low=0)
         check_numbers(settings, "cosine_momentum", low=0, below=1)
     check_choice(settings, "second_order fresh start_at_prevalence deterministic standardise")
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -155,7 +156,14 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
 @pytest.mark.parametrize(
     ("script", "options", "problem"),
     [
-        (search_train, "--alpha-lr nan", "--alpha-lr is nan and must be a number, at least 0"),
+        (search_train, "--alpha-lr nan", "--alpha-lr is nan and must be a number, above 0"),
+        (search_train, "--w-lr 0", "--w-lr is 0 and must be a number, above 0"),
+        (search_train, "--w-clip 0", "--w-clip is 0 and must be a number, above 0"),
+        (val_train, "--clip 0", "--clip is 0 and must be a number, above 0"),
+        (val_train, "--one-cycle-lr 0", "--one-cycle-lr is 0 and must be a number, above 0"),
+        (val_train, "--recipe cosine --cosine-lr 0", "--cosine-lr is 0 and must be a number, above 0"),
+        (chexnet, "--one-cycle-lr 0", "--one-cycle-lr is 0 and must be a number, above 0"),
+        (chexnet, "--recipe plateau --plateau-lr 0 --plateau-lr-stop 0", "--plateau-lr is 0 and must be a number, at"),
         (search_train, "--warm-up 1", "--warm-up is 1 and must be a number, at least 0 and below 1"),
         (search_train, "--batch-size 49", "batch size 49 must be 1 to 48, the films of train"),
         (search_train, f"--seed {2**63}", "and must be a whole number, at least -9223372036854775808 and below 92"),
@@ -236,6 +244,24 @@ def test_fresh_moves_the_old_run_and_its_weights_aside(disks, copy, small_set, m
     assert not (folder / "lock").exists()  # it is held: Windows would not let the folder around it be renamed
     assert weights.read_bytes() == old[copy / "weights" / "chexnet_net.pth"][1]
     assert (copy / "weights" / "chexnet_net.pth").read_bytes() != weights.read_bytes()
+
+
+def test_what_is_left_when_moving_aside_breaks_off_is_not_written_over(copy, small_set, monkeypatch, one_line):
+    move, moved = shutil.move, []
+
+    def full(old, new):
+        if len(moved) == 9:
+            raise OSError(errno.ENOSPC, "No space left on device", str(old))
+        moved.append(move(old, new))
+
+    folder = copy / "search_first_order"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "move", full)
+        assert "No space left" in one_line(run, search_train, small_set, copy, "--fresh", status=1)
+    assert "is there without a checkpoint" in one_line(run, search_train, small_set, copy)
+    there = [path for place in copy.glob("search_first_order*") for path in place.iterdir() if path.name != "lock"]
+    assert {path.name: path.read_bytes() for path in there} == whole
 
 
 def test_fresh_without_an_old_run_moves_nothing(small_set, tmp_path):
@@ -419,6 +445,9 @@ def test_a_cell_of_another_set_is_not_trained_unasked_and_one_of_an_unfinished_s
     at.write_text(json.dumps(record | {"settings": record["settings"] | {"epochs": 5}}))
     run(val_train, small_set, copy)
     assert "the search has not finished" in capsys.readouterr().out
+    (copy / "search_first_order" / "metrics.jsonl").unlink()
+    run(val_train, small_set, copy)
+    assert "the search has not finished" not in capsys.readouterr().out
     at.write_text(json.dumps(record | {"settings": record["settings"] | {"checksum": "another"}}))
     line = one_line(run, val_train, small_set, copy, "--fresh")
     assert "search_first_order: searched on another set" in line
