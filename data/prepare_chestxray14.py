@@ -13,13 +13,15 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from PIL import Image
+
 if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import fetch_chestxray14 as fetch
 from data.films import KINDS, film_key, is_film, is_whole
 from data.intake import Intake, list_skipped, make_set
-from data.labels_chestxray14 import LISTS, TABLE, assign_splits, original_split, read_labels
+from data.labels_chestxray14 import LISTS, TABLE, assign_splits, original_split, read_labels, some
 from data.making import OUT, check_place, check_space, is_finished, locked, run_script
 from support.files import InputError, filling
 from support.settings import Parser
