@@ -175,7 +175,8 @@ def read_table(path):
     The separator is the one that the header line has most of. Names of columns lose spaces around them, and columns
     without a name (a separator at the end of each line) are left out.
     """
-    text = re.sub("^sep=.\n", "", read_text(path).lstrip("\n"), flags=re.IGNORECASE)  # Excel's own first line
+    excel = r'^"?sep=."?[,;\t]*\n'  # its own first line, also as other programs save it again
+    text = re.sub(excel, "", read_text(path).lstrip("\n"), flags=re.IGNORECASE)
     header, _, rows = text.partition("\n")
     separator = max(",;\t", key=header.count)
     if rows and all(row.endswith(separator) for row in rows.split("\n") if row):  # a column without name or values

@@ -75,14 +75,14 @@ def test_any_bytes_give_text_and_a_table_or_one_line(tmp_path_factory, content):
     st.sampled_from(["\n", "\r\n"]),
     st.sampled_from(["utf-8-sig", "utf-16"]),
     st.booleans(),
-    st.booleans(),
+    st.sampled_from([[], ["sep={0}"], ['"SEP={0}"'], ["sep={0}{0}{0}"]]),
 )
 def test_any_table_reads_back_whatever_separates_its_columns(
     tmp_path_factory, rows, separator, end, encoding, trailing, excel
 ):
     path = tmp_path_factory.getbasetemp() / "table"
     lines = [separator.join(row) + separator * trailing for row in [("first", " second "), *rows]]
-    path.write_bytes(end.join([f"sep={separator}"] * excel + lines).encode(encoding))
+    path.write_bytes(end.join([line.format(separator) for line in excel] + lines).encode(encoding))
     table = read_table(path)
     assert list(table.columns) == ["first", "second"]
     assert list(table.itertuples(index=False, name=None)) == rows
