@@ -153,6 +153,15 @@ def test_other_settings_are_refused_by_name(copy, small_set, one_line):
     assert {path: after[path] for path in before} == before
 
 
+def test_another_order_of_the_findings_is_refused(copy, small_set, tmp_path, one_line):
+    shutil.copytree(small_set, tmp_path / "data")
+    at = tmp_path / "data" / "noise" / "source.json"
+    source = json.loads(at.read_text())
+    at.write_text(json.dumps(source | {"findings": source["findings"][::-1]}))
+    for script in (search_train, val_train, chexnet):
+        assert "findings was" in one_line(run, script, at.parent.parent, copy)
+
+
 @pytest.mark.parametrize(
     ("script", "options", "problem"),
     [
