@@ -185,7 +185,7 @@ def test_two_ranks_share_the_work_of_the_table(small_set, tmp_path, table_alone)
     assert process.returncode == 0 and printed.count("**AUC on the test split") == 1, error[-3000:]
     tables = {path: path.read_bytes() for path in (tmp_path / "results").glob("*.csv")}
     run(table_script, small_set, tmp_path, *options)
-    assert len(tables) == 3 and tables == {path: path.read_bytes() for path in tables}
+    assert len(tables) == 5 and tables == {path: path.read_bytes() for path in tables}
 
 
 def rank_pids(process):
