@@ -13,18 +13,16 @@ import torch
 
 from benchmarks.parts import format_table
 from benchmarks.stats import auc_over_folds
-from data.making import write_set
+from data.making import is_finished, write_set
 from dataset import Films, load_set, read_source
 from report.networks import load_network
 from report.predictions import read_predictions, write_predictions
-from scores import auc_per_finding, interval
+from scores import AUC, GAP, auc_per_finding, interval
 from support.files import InputError, write
 from utils import predict
 
 RESAMPLES = 2000  # of patients, for the intervals
 VAL = 10  # one in so many of the patients that are not left out is in val
-AUC = ["auc", "low", "high"]
-GAP = ["difference", "difference_low", "difference_high"]  # to the first command
 
 
 def make_folds(data, folder, folds):
@@ -41,7 +39,7 @@ def make_folds(data, folder, folds):
     names = [f"{data.name}_fold{k + 1}of{folds}" for k in range(folds)]
     for k, name in enumerate(names):
         at = Path(folder) / name
-        if (at / "source.json").exists():
+        if is_finished(at):
             if read_source(at).get("divided") != data.checksum:
                 raise InputError(f"{at}: made of another version of {data.name}: move it away, or give another --out")
             continue
@@ -66,7 +64,7 @@ def score_fold(run, fold):
 def fold_auc(run, data, name):
     """A training's mean AUC over the findings on the part that was left out. data: the folder of the folds."""
     fold = load_set(Path(data) / name)
-    return float(np.nanmean(auc_per_finding(fold.labels[fold.rows("test")], score_fold(run, fold))))
+    return float(np.nanmean(auc_per_finding(fold.truth("test")[0], score_fold(run, fold))))
 
 
 def compare(runs, data):
@@ -78,11 +76,11 @@ def compare(runs, data):
     folds, single = [], []
     for name, trained in runs.items():
         fold = load_set(Path(data) / name)
-        rows = fold.rows("test")
-        labels, patients = fold.labels[rows] == 1, fold.table["Patient ID"].to_numpy()[rows]
-        folds.append((labels, patients, {c: [score_fold(run, fold) for run in each] for c, each in trained.items()}))
+        labels, patients = fold.truth("test")
+        predictions = {command: [score_fold(run, fold) for run in each] for command, each in trained.items()}
+        folds.append((labels == 1, patients, predictions))
         single.append(
-            {c: np.mean([np.nanmean(auc_per_finding(labels, p)) for p in each]) for c, each in folds[-1][2].items()}
+            {c: np.mean([np.nanmean(auc_per_finding(labels, p)) for p in each]) for c, each in predictions.items()}
         )
     auc, findings = auc_over_folds(folds, RESAMPLES)
     first, rows = next(iter(auc)), []
