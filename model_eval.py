@@ -22,13 +22,23 @@ class Cell(nn.Module):
         else:
             self.preprocess0 = ReLUConvBN(C_pp, C)
         self.preprocess1 = ReLUConvBN(C_p, C)
+        self.relu = nn.ReLU()
         self.ops = nn.ModuleList(OPS[name](C, 2 if reduction and source < INPUT_NODES else 1) for name, source in pairs)
 
     def forward(self, s0, s1, keep=None):
-        """s0 (B, C_pp, …), s1 (B, C_p, …), keep (B, ops) drop-path factors or None -> (B, len(concat)·C, …)."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        """s0 (B, C_pp, …), s1 (B, C_p, …), keep (B, ops) drop-path factors or None -> (B, len(concat)·C, …).
+
+        s0 and s1 are after their ReLU. All operations that begin with a ReLU share that of the node they read.
+        """
+        states = [self.preprocess0.after_relu(s0), self.preprocess1.after_relu(s1)]
+        rectified = {}
         for k, (op, source) in enumerate(zip(self.ops, self.sources, strict=True)):
-            y = op(states[source])
+            if hasattr(op, "after_relu"):
+                if source not in rectified:
+                    rectified[source] = self.relu(states[source])
+                y = op.after_relu(rectified[source])
+            else:
+                y = op(states[source])
             if keep is not None and not isinstance(op, nn.Identity):
                 y = y * keep[:, k, None, None, None].to(y.dtype)
             if k % 2 == 0:
@@ -47,7 +57,9 @@ class Network(nn.Module):
     def __init__(self, C, num_classes, layers, genotype):
         super().__init__()
         check_genotype(genotype)
-        self.stem = stem(C)
+        conv, bn, relu, pool = stem(C)
+        self.stem = nn.Sequential(conv, bn, pool, relu)  # the same output, with a ReLU of a quarter of the pixels
+        self.relu = nn.ReLU()
         C_pp, C_p = 3 * C, 3 * C
         self.cells = nn.ModuleList()
         reductions, reduction_p = reduction_cells(layers), False
@@ -81,8 +93,9 @@ class Network(nn.Module):
         """
         s0 = s1 = self.stem(films.contiguous(memory_format=torch.channels_last))
         for k, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1, None if keep is None else keep[:, k])
-        return s1
+            output = cell(s0, s1, None if keep is None else keep[:, k])
+            s0, s1 = s1, self.relu(output)  # once for the two cells that read it
+        return output
 
     def forward(self, films, keep=None):
         """films and keep as `features` takes them -> logits (B, classes)."""

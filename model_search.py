@@ -25,7 +25,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from genotypes import EDGES, INPUT_NODES, INTERMEDIATE, NODES, PRIMITIVES, derive
-from operations import OPS, DepthwisePointwise, FactorizedReduce, ReLUConvBN, multiply_adds, reduction_cells, stem
+from operations import (
+    OPS,
+    DepthwisePointwise,
+    FactorizedReduce,
+    ReLUConvBN,
+    even_and_odd_pixels,
+    multiply_adds,
+    reduction_cells,
+    stem,
+)
 
 # For each node but the last: the rows of α of the edges that leave it.
 EDGES_FROM = [[e for e, (i, _) in enumerate(EDGES) if i == n] for n in range(INPUT_NODES + NODES - 1)]
@@ -81,11 +90,12 @@ class FactorizedReduceOnEdges(nn.Module):
     def __init__(self, C, E):
         super().__init__()
         self.E = E
-        self.even = nn.Conv2d(C, E * C // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(C, E * C // 2, 1, stride=2, bias=False)
+        self.even = nn.Conv2d(C, E * C // 2, 1, bias=False)
+        self.odd = nn.Conv2d(C, E * C // 2, 1, bias=False)
 
     def forward(self, x):
-        halves = self.even(x).chunk(self.E, dim=1), self.odd(x[:, :, 1:, 1:]).chunk(self.E, dim=1)
+        even, odd = even_and_odd_pixels(x)
+        halves = self.even(even).chunk(self.E, dim=1), self.odd(odd).chunk(self.E, dim=1)
         return torch.cat([half for edge in zip(*halves, strict=True) for half in edge], dim=1)
 
 

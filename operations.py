@@ -60,7 +60,18 @@ class DepthwisePointwise(nn.Module):
         return depthwise_pointwise(x, *weights, self.stride, self.dilation, self.training)
 
 
-class SepConv(nn.Sequential):
+class ReLUFirst(nn.Sequential):
+    """A ReLU, then other modules. Where several of these read one tensor, its ReLU is shared through `after_relu`."""
+
+    def after_relu(self, x):
+        """The output for an x that is after the ReLU already."""
+        _, *after = self
+        for module in after:
+            x = module(x)
+        return x
+
+
+class SepConv(ReLUFirst):
     """sep_conv_k×k: ReLU, separable convolution, BN, then all three once more. The first convolution has the stride."""
 
     def __init__(self, C, kernel_size, stride):
@@ -68,7 +79,7 @@ class SepConv(nn.Sequential):
         super().__init__(nn.ReLU(), first, nn.BatchNorm2d(C), nn.ReLU(), second, nn.BatchNorm2d(C))
 
 
-class DilConv(nn.Sequential):
+class DilConv(ReLUFirst):
     """dil_conv_k×k: ReLU, separable convolution whose kernel reads every second pixel (dilation 2), BN."""
 
     def __init__(self, C, kernel_size, stride):
@@ -84,19 +95,33 @@ class FactorizedReduce(nn.Module):
     def __init__(self, C_in, C_out, affine=True):
         super().__init__()
         self.relu = nn.ReLU()
-        self.even = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
+        self.even = nn.Conv2d(C_in, C_out // 2, 1, bias=False)
+        self.odd = nn.Conv2d(C_in, C_out // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(C_out, affine=affine)
 
     def forward(self, x):
-        x = self.relu(x)
-        return self.bn(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
+        return self.after_relu(self.relu(x))
+
+    def after_relu(self, x):
+        """The output for an x that is after the ReLU already."""
+        even, odd = even_and_odd_pixels(x)
+        return self.bn(torch.cat([self.even(even), self.odd(odd)], dim=1))
+
+
+def even_and_odd_pixels(x):
+    """Every second pixel from the first and from the second row and column: (B, C, H, W) -> two of (B, C, H/2, W/2).
+
+    A 1×1 convolution of stride 2 reads the same pixels, but takes up to four times as long: its gradient is not
+    channels-last, and neither is that of a slice x[:, :, ::2, ::2].
+    """
+    pixels = x.movedim(1, -1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
+    return [pixels[:, :, parity, :, parity].movedim(-1, 1) for parity in (0, 1)]
 
 
 # --- The parts that both networks have beside the operations
 
 
-class ReLUConvBN(nn.Sequential):
+class ReLUConvBN(ReLUFirst):
     """ReLU, 1×1 convolution, BN bring a cell's input to C_out channels: (B, C_in, H, W) -> (B, C_out, H, W)."""
 
     def __init__(self, C_in, C_out, affine=True):

@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model_eval
 import model_search
-from chexnet import CheXNet
+from chexnet import CheXNet, Transition
 from dataset import FINDINGS
-from genotypes import PRIMITIVES, PUBLISHED, Genotype
+from genotypes import PRIMITIVES, PUBLISHED, Genotype, random_genotype
 from operations import OPS, multiply_adds
 from support.files import InputError
 from utils import criterion
@@ -49,9 +49,47 @@ def test_pools_have_no_batch_normalisation_and_all_others_are_affine():
 def test_a_cell_adds_two_operations_per_node_and_concatenates():
     pairs = [("skip_connect", 0), ("skip_connect", 1)] * 4
     cell = model_eval.Cell(pairs, [2, 4], C_pp=4, C_p=4, C=4, reduction=False, reduction_p=False).eval()
-    s0, s1 = torch.randn(2, 2, 4, 8, 8).unbind()
+    s0, s1 = torch.rand(2, 2, 4, 8, 8).unbind()  # as after a ReLU
     node = cell.preprocess0(s0) + cell.preprocess1(s1)
     assert torch.equal(cell(s0, s1), torch.cat([node, node], dim=1))
+
+
+def plain_derived(network, films):
+    """The derived network where each operation has its own ReLU, and the stem has its ReLU before its pool."""
+    conv, bn, pool, relu = network.stem
+    s0 = s1 = pool(relu(bn(conv(films))))
+    for cell in network.cells:
+        states = [cell.preprocess0(s0), cell.preprocess1(s1)]
+        for k in range(0, len(cell.ops), 2):
+            states.append(sum(cell.ops[op](states[cell.sources[op]]) for op in (k, k + 1)))
+        s0, s1 = s1, torch.cat([states[node] for node in cell.concat], dim=1)
+    return network.classifier(network.pool(s1).flatten(1))
+
+
+def plain_chexnet(network, films):
+    """CheXNet with torchvision's transitions, which convolve before they pool."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transition, "forward", nn.Sequential.forward)
+        return network(films)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("make", "plain"),
+    [
+        (lambda: model_eval.Network(4, 3, 5, REFERENCE), plain_derived),
+        (lambda: model_eval.Network(4, 3, 4, random_genotype(1)), plain_derived),
+        (lambda: CheXNet(3), plain_chexnet),
+    ],
+)
+def test_outputs_and_gradients_are_those_of_the_plain_networks(make, plain, training):
+    network = make().double().train(training)
+    films = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    outputs = network(films), plain(network, films)
+    weights = list(network.parameters())
+    gradients = [torch.autograd.grad(y.square().sum(), weights, materialize_grads=True) for y in outputs]
+    for ours, others in zip((outputs[0], *gradients[0]), (outputs[1], *gradients[1]), strict=True):
+        assert (ours - others).norm() <= 1e-9 * others.norm()
 
 
 def test_drop_path_drops_per_film_and_never_an_identity():
@@ -63,7 +101,7 @@ def test_drop_path_drops_per_film_and_never_an_identity():
     assert set(keep.unique().tolist()) == {0.0, 1.25}
     assert abs((keep == 0).float().mean() - 0.2) < 0.01
 
-    s0, s1 = torch.randn(2, 3, 12, 8, 8).unbind()
+    s0, s1 = torch.rand(2, 3, 12, 8, 8).unbind()
     keep = torch.ones(3, 8)
     keep[1] = 0
     full, dropped = cell(s0, s1), cell(s0, s1, keep)
