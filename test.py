@@ -17,7 +17,7 @@ from dataset import AVERAGE, Films, open_set
 from report.activations import draw_examples
 from report.figures import draw_auc, draw_roc
 from report.networks import common_crop, costs, find_networks
-from report.own_films import open_own_films, show_own_films
+from report.own_films import find_own_films, score_own_films
 from report.page import write_page
 from report.predictions import read_others, write_predictions
 from report.sections import show_calibration, show_groups, show_operating_points
@@ -31,7 +31,8 @@ from support.settings import check_choice, check_numbers, start
 SECOND_ORDER = False  # which order's network comes first: False: first order, True: second order, which must be there
 PREDICTIONS = []  # NAME=FILE.csv: another model's column, from `Image Index` and `prob_<finding>` for what it knows
 FILMS = ""  # folder of films (PNG, JPEG, DICOM) without labels, to be scored by every network
-FILMS_ANYWAY = False  # True: score real FILMS, too, with networks that know synthetic ones only: that means nothing
+FILMS_ANYWAY = False  # True: score FILMS, too, with networks that know synthetic ones only: that means nothing
+SHEETS = 20  # of FILMS, the first ones: so many get a picture with activation maps; 0: none
 DATASET = "phantom"  # phantom, nih10k, chestxray14, or any other folder below DATA
 DATA = "data"  # folder of the prepared sets, from that of this script
 OUT = "."  # weights are read from below it, results written below it
@@ -46,6 +47,7 @@ SENSITIVITY = 0.9  # on val, at the thresholds of the operating points
 def check(settings):
     """Raise InputError for settings that make no sense."""
     check_numbers(settings, "batch_size resamples min_patients", low=1, whole=True)
+    check_numbers(settings, "sheets", low=0, whole=True)
     check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
     check_numbers(settings, "sensitivity", above=0, below=1)
     check_choice(settings, "second_order films_anyway")
@@ -62,21 +64,18 @@ def main(settings):
     films, val = (Films(data, split, common_crop(networks, data), device) for split in ("test", "val"))
     folder = Path(settings.out) / "results"
     others = read_others(settings.predictions, networks, films.names, data.findings, folder)
-    own = None
     if settings.films:
-        own = open_own_films(settings.films, data, films.crop, device, settings.films_anyway, folder)
+        own = find_own_films(settings.films, networks, folder, settings.films_anyway)
 
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder / "lock") if ranks.rank() == 0 else None
 
     # Probabilities
-    cost, probabilities, of_val, of_own = {}, {}, {}, {}
+    cost, probabilities, of_val = {}, {}, {}
     for name, (network, saved) in networks.items():
         cost[name], how = costs(network, films.crop), saved["settings"]
         probabilities[name], _ = utils.predict(network.to(device), films.seen_by(how), settings.batch_size)
         of_val[name], _ = utils.predict(network, val.seen_by(how), settings.batch_size)
-        if own:
-            of_own[name], _ = utils.predict(network, own.seen_by(how), settings.batch_size)
     probabilities |= others
     if ranks.rank() > 0:  # under torchrun the ranks share the predictions, and the first one makes the table
         return
@@ -106,9 +105,9 @@ def main(settings):
     ]
     examples = draw_examples(folder, films, data.findings, probabilities, networks)
     sheets = {}
-    if own:
-        sheets = show_own_films(folder, own, data.findings, networks, of_own)
-        print(f"films in {settings.films}: {len(own)}, scored by networks of {data.name} ({data.notice}); no diagnosis")
+    if settings.films:
+        points = folder / "operating_points.csv"
+        sheets = score_own_films(own, networks, folder, device, settings.batch_size, settings.sheets, points)
     write_page(settings.out, data, table, lines, sections, examples, sheets, networks)
     print(f"{folder / 'index.html'} shows all of it; auc.md, auc.csv, predictions and pictures lie beside it")
     held.release()

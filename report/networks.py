@@ -15,7 +15,10 @@ from support.files import InputError, load_state
 
 
 def load_network(path):
-    """The network of a weights file, on the CPU, and the dict that the file holds (docs/runs.md). Raises InputError."""
+    """The network of a weights file, on the CPU, and the dict that the file holds (docs/runs.md), with its `path`.
+
+    Raises InputError.
+    """
     try:
         saved = load_state(path)
         settings = saved["settings"]
@@ -35,7 +38,7 @@ def load_network(path):
         raise InputError(f"{path}: {what}: train it again, or move it away") from None
     if not all(tensor.isfinite().all() for tensor in saved["weights"].values()):
         raise InputError(f"{path}: holds weights that are not finite: train it again, or move it away")
-    return network, saved
+    return network, saved | {"path": str(path)}
 
 
 def findings_of(saved):

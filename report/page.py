@@ -16,7 +16,6 @@ from support.files import write
 from support.records import read_record
 
 LAYOUT = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-SHOWN = 20  # of one's own films, on the page; more would make it too large to open
 CHECKSUM = 12  # characters shown of it
 
 
@@ -28,7 +27,7 @@ def write_page(out, data, table, lines, sections, examples, own, networks):
     lines       of text below the table
     sections    `sections.Section`s
     examples    {network: `activations.Sheet`} of films of the set
-    own         {name of one's own film: {network: `activations.Sheet`}}, empty without any
+    own         {name of one's own film: {network: `activations.Sheet`}}: the first ones, empty without any
     networks    {name: (network, what its weights file holds)}
     """
     folder, test = Path(out) / "results", data.rows("test")
@@ -51,8 +50,7 @@ def write_page(out, data, table, lines, sections, examples, own, networks):
         sections=[section for section in sections if section.tables],
         note=next((sheet.note for sheet in examples.values()), ""),  # all networks have one crop
         activations=show_sheets(examples),
-        own={film: show_sheets(sheets) for film, sheets in list(own.items())[:SHOWN]},
-        others=max(len(own) - SHOWN, 0),
+        own={film: show_sheets(sheets) for film, sheets in own.items()},
         cells=show_cells(Path(out), networks),
         runs=describe_runs(Path(out), networks) if networks else None,
     )

@@ -16,10 +16,32 @@ NO_NUMBER = ("", "nan", "-nan", "n/a", "#n/a", "na", "<na>", "null", "none")  # 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
-def write_predictions(path, films, findings, probabilities):
-    """Write a CSV that `read_predictions` reads bit for bit: films (N,), their names; probabilities (N, findings)."""
-    columns = {f"prob_{finding}": probabilities[:, k] for k, finding in enumerate(findings)}
-    write(path, pd.DataFrame({"Image Index": films} | columns).to_csv(index=False, lineterminator="\n"))
+def write_predictions(path, films, findings, probabilities, thresholds=None):
+    """Write a CSV that `read_predictions` reads bit for bit: films (N,), their names; probabilities (N, findings).
+
+    thresholds (findings,): for columns that say whether a film is flagged: yes, no, or nothing where there is none.
+    """
+    columns = {"Image Index": films}
+    for k, finding in enumerate(findings):
+        columns[f"prob_{finding}"] = p = probabilities[:, k]
+        if thresholds is not None:
+            columns[f"flagged_{finding}"] = np.select([p >= thresholds[k], p < thresholds[k]], ["yes", "no"], "")
+    write(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
+
+
+def read_thresholds(path, network, findings):
+    """The thresholds of a network in operating_points.csv, (findings,), NaN where it has none. Raises InputError."""
+    table, thresholds = read_table(path), []
+    try:
+        column = table[table["network"] == network].set_index("finding")["threshold"].map(read_number)
+        for finding in findings:
+            thresholds.append(float(column[finding]))  # a TypeError where there are several
+            if thresholds[-1] < 0 or thresholds[-1] > 1:
+                raise ValueError(finding)
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"one threshold of 0 to 1, or an empty cell, for network {network} and each of its findings ({error})"
+        raise InputError(f"{path}: needs {what}: give the operating_points.csv that test.py wrote for it") from None
+    return np.array(thresholds)
 
 
 def read_others(items, taken, films, findings, results):

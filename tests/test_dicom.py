@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from data.films import is_film_file, is_whole, read_grey, reduce_film
-from report.own_films import read_folder, sheet_path
+from report.own_films import read_film
 from support.files import InputError
-from tests.films import REPO, SIZE, dicom, picture
+from tests.films import REPO, SIZE, dicom
 
 pydicom = pytest.importorskip("pydicom")
 BITS = 12
@@ -118,19 +118,9 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
             reduce_film(path, SIZE)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(InputError, match=r"film.dcm: DICOM .* pip install 'pydicom>=3,<4'"):
-        read_folder(tmp_path, SIZE, tmp_path / "results")
+        read_film(path, SIZE)
 
 
 def test_pydicom_is_loaded_for_a_dicom_film_only(tmp_path):
     lines = "import sys, test, data.dicom, data.films as films; print(films.is_film('a.dcm'), 'pydicom' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", lines], cwd=REPO, text=True) == "True False\n"
-
-
-def test_a_folder_of_own_films_may_mix_forms(tmp_path):
-    values = picture(0)
-    for name in ("1.2.840.1", "1.2.840.2", "c.dcm"):
-        values = values[:, ::-1] if name != "c.dcm" else values.T
-        dicom(tmp_path / name, values.astype(np.uint16) * 16, BitsStored=BITS)
-    films = read_folder(tmp_path, SIZE, tmp_path / "results")
-    assert [path.name for path in films.values()] == ["1.2.840.1", "1.2.840.2", "c.dcm"]
-    assert len({sheet_path(tmp_path, path.name) for path in films.values()}) == 3

@@ -1,6 +1,9 @@
-"""test.py --films: films without labels, scored as the set's own are; what is refused, each with one line."""
+"""Films without labels, scored as a set's own are, by test.py --films and without a set; what is refused."""
 
 import shutil
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,10 +12,12 @@ import torch
 from PIL import Image
 
 import test as table_script
-from data.making import write_set
 from dataset import FINDINGS, load_set
+from report import own_films
 from report.predictions import read_predictions
-from tests.test_scripts import files, run
+from support.files import load_state, read_table, save_state
+from tests.films import dicom
+from tests.test_scripts import ROOT, files, run
 from tests.test_table import save_network
 
 NAMES = ["first_order", "DARTS_V1"]
@@ -54,17 +59,37 @@ def score(small_set, out, folder, *options):
     run(table_script, small_set, out, "--films", folder, *options)
 
 
+def score_alone(out, folder, *options, weights=NAMES):
+    """Without a prepared set."""
+    weights = [out / "weights" / f"{name}_net.pth" for name in weights]
+    own_films.main([*map(str, [folder, "--out", out, "--device", "cpu", *options, "--weights", *weights])])
+
+
+def columns(out, kind, name=NAMES[0]):
+    """The columns of films_<name>.csv that begin with this kind, as {finding: column}."""
+    table = pd.read_csv(out / "results" / f"films_{name}.csv", index_col=0, keep_default_na=False)
+    return table.filter(like=f"{kind}_").rename(columns=lambda column: column.removeprefix(f"{kind}_"))
+
+
+def edit_network(out, name, **settings):
+    """Change settings in a weights file; None takes one away."""
+    path = out / "weights" / f"{name}_net.pth"
+    saved = load_state(path)
+    saved["settings"] = {key: value for key, value in (saved["settings"] | settings).items() if value is not None}
+    save_state(path, saved)
+
+
 def test_a_film_of_the_set_is_scored_as_it_was_there(small_set, out, own, capsys):
     score(small_set, out, own)
-    line = f"films in {own}: 3, scored by networks of noise (not for clinical use); no diagnosis\n"
-    assert line in capsys.readouterr().out
+    said = capsys.readouterr().out
     for name in NAMES:
-        mine = pd.read_csv(out / "results" / f"films_{name}.csv")
+        at = out / "results" / f"films_{name}.csv"
+        assert f"{at}: 3 films, by a network of noise (not for clinical use); no diagnosis\n" in said
         theirs = pd.read_csv(out / "results" / f"predictions_{name}.csv")[:3]
-        assert list(mine["Image Index"]) == FILMS
-        np.testing.assert_allclose(mine.iloc[:, 1:], theirs.iloc[:, 1:], rtol=1e-5)
-        again = read_predictions(out / "results" / f"films_{name}.csv", FILMS[::-1], FINDINGS)
-        assert (again == mine.iloc[::-1, 1:].to_numpy()).all()
+        mine = columns(out, "prob", name)
+        assert list(mine.index) == FILMS
+        np.testing.assert_allclose(mine, theirs.iloc[:, 1:], rtol=1e-5)
+        assert (read_predictions(at, FILMS[::-1], FINDINGS) == mine[::-1].to_numpy()).all()
     sheets = list((out / "results" / "films").iterdir())
     assert {path.name for path in sheets} == {"a.png", "B.png", "c $x$ <b>.png"}
     for path in sheets:
@@ -78,12 +103,11 @@ def test_a_sheet_has_the_strongest_findings_with_their_maps(small_set, out, own,
     monkeypatch.setattr("report.own_films.draw_sheet", lambda path, sheet: drawn.append(sheet))
     score(small_set, out, own)
     assert len(drawn) == 3
-    probabilities = [pd.read_csv(out / "results" / f"films_{name}.csv", index_col=0).astype(float) for name in NAMES]
     for k, sheet in enumerate(drawn):
         captions = []
-        for name, p in zip(NAMES, probabilities, strict=True):
-            strongest = p.iloc[k].sort_values(ascending=False)[:5]
-            captions += [name, *(f"{column.removeprefix('prob_')}\n{value:.2f}" for column, value in strongest.items())]
+        for name in NAMES:
+            strongest = columns(out, "prob", name).iloc[k].sort_values(ascending=False)[:5]
+            captions += [name, *(f"{finding}\n{value:.2f}" for finding, value in strongest.items())]
         assert sheet.captions == captions
         assert [picture.ndim for picture in sheet.pictures] == 2 * ([2] + [3] * 5)  # the bare film, and under its maps
 
@@ -107,8 +131,7 @@ def test_copies_and_what_programs_put_beside_films_are_left_out_and_other_forms_
     ):
         (own / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (64, 64), 90 + k).save(own / place)
-    for name in ("Copy of a.png", "more/a.jpe"):
-        shutil.copy(own / "a.png", own / name)
+    shutil.copy(own / "a.png", own / "more" / "a.jpe")
     for name in ("1.TIF", "2.tif", "3.webp", "4.bmp", "more/1.2.840.1"):
         (own / name).write_bytes(b"a film in another form")
     score(small_set, out, own)
@@ -116,11 +139,91 @@ def test_copies_and_what_programs_put_beside_films_are_left_out_and_other_forms_
     assert (
         "left out: 5 files, not PNG, JPEG or DICOM (2 .tif, 1 .webp, 1 .bmp, 1 without ending): convert films" in said
     )
-    assert "left out: 2 files that are copies, such as" in said
-    assert list(pd.read_csv(out / "results" / "films_first_order.csv")["Image Index"]) == FILMS
+    assert f"left out: {own}/more/a.jpe, a copy of {own}/a.png\n" in said
+    assert list(columns(out, "prob").index) == FILMS
 
 
-# --- Refusals
+# --- Without a set
+
+
+def test_without_a_set_numbers_and_sheets_are_the_same_also_in_small_batches(small_set, out, own, monkeypatch):
+    """Not all films are in memory together."""
+    edit_network(out, NAMES[1], standardise=True)
+    score(small_set, out, own)
+    before, tables = files(out), [columns(out, "prob", name) for name in NAMES]
+    monkeypatch.setattr("report.own_films.BATCH_SIZE", 2)
+    made, sizes = own_films.as_films, []
+    monkeypatch.setattr(
+        "report.own_films.as_films", lambda pixels, *rest: sizes.append(len(pixels)) or made(pixels, *rest)
+    )
+    score_alone(out, own, "--sheets", 1)
+    assert sizes == [2, 2, 1, 1, 1, 1]  # two networks; then a sheet
+    for name, table in zip(NAMES, tables, strict=True):
+        assert list(columns(out, "prob", name).index) == FILMS
+        np.testing.assert_allclose(columns(out, "prob", name), table, rtol=1e-5)
+    sheet = out / "results" / "films" / "a.png"
+    assert [*sheet.parent.iterdir()] == [sheet] and before[sheet][1] == sheet.read_bytes()
+
+
+def test_dicom_films_without_an_ending_are_films_of_their_own(out, own):
+    pytest.importorskip("pydicom")
+    pixels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    for name, values in {"1.2.840.1": pixels, "1.2.840.2": pixels.T}.items():
+        dicom(own / name, values, BitsStored=12)
+    score_alone(out, own, "--sheets", 2, weights=NAMES[:1])
+    names = ["1.2.840.1", "1.2.840.2"]
+    assert list(columns(out, "prob").index) == [*names, *FILMS]
+    assert {path.stem for path in (out / "results" / "films").iterdir()} == {*names}
+
+
+@pytest.mark.parametrize(("asked", "sheets"), [(2, 2), (0, 0), (-1, 0)])
+def test_so_many_sheets_are_drawn_as_are_asked_for_and_the_page_shows_the_first(out, own, monkeypatch, asked, sheets):
+    drawn, returned = [], []
+    monkeypatch.setattr("report.own_films.draw_sheet", lambda path, sheet: drawn.append(path.stem))
+    monkeypatch.setattr("report.own_films.SHEETS", 1)
+    made = own_films.score_own_films
+    monkeypatch.setattr("report.own_films.score_own_films", lambda *rest: returned.append(made(*rest)))
+    score_alone(out, own, "--sheets", asked)
+    assert drawn == ["a", "B"][:sheets] and [*returned[0]] == FILMS[: min(sheets, 1)]
+    assert len(columns(out, "prob")) == 3
+
+
+def test_networks_may_have_findings_of_their_own(small_set, out, own):
+    save_network(out / "weights", "chexnet", load_set(small_set / "noise"), findings=["Fracture"], crop=64)
+    score_alone(out, own, weights=[NAMES[0], "chexnet"])
+    assert list(columns(out, "prob", "chexnet")) == ["Fracture"] and list(columns(out, "prob")) == list(FINDINGS)
+
+
+def test_films_are_flagged_by_the_thresholds_of_the_same_call_or_of_a_file(small_set, out, own, tmp_path):
+    score(small_set, out, own, "--min-patients", 6)
+    points = read_table(out / "results" / "operating_points.csv")
+    thresholds = points.pivot(index="network", columns="finding", values="threshold")
+    assert (thresholds == "").any(axis=None) and not (thresholds == "").all(axis=None)
+    probability, flagged = columns(out, "prob"), columns(out, "flagged")
+    for finding in FINDINGS:
+        threshold = thresholds.loc[NAMES[0], finding]
+        expected = ["yes" if p >= float(threshold) else "no" for p in probability[finding]] if threshold else [""] * 3
+        assert list(flagged[finding]) == expected
+    at = tmp_path / "points.csv"
+    edge = probability["Mass"]["B.PNG"]  # a probability at the threshold is flagged
+    points["threshold"] = ["" if finding == "Hernia" else str(edge) for finding in points["finding"]]
+    points.to_csv(at, sep=";", index=False)
+    score_alone(out, own, "--operating-points", at, "--sheets", 0)
+    assert list(columns(out, "flagged")["Hernia"]) == [""] * 3
+    assert ((columns(out, "flagged") == "yes") == (columns(out, "prob") >= edge)).drop(columns="Hernia").all(axis=None)
+    score_alone(out, own, "--sheets", 0)
+    assert columns(out, "flagged").empty
+
+
+@pytest.mark.long
+def test_it_works_by_its_path_from_another_folder(out, own, tmp_path):
+    weights = out / "weights" / f"{NAMES[0]}_net.pth"
+    command = [sys.executable, ROOT / "report" / "own_films.py", own, "--weights", weights, "--sheets", "0"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert len(pd.read_csv(tmp_path / "results" / f"films_{NAMES[0]}.csv")) == 3
+
+
+# --- Films that cannot be used
 
 
 def half(path):
@@ -133,24 +236,48 @@ def half_jpeg(path):
     half(path)
 
 
+def test_films_that_cannot_be_used_are_named_and_the_others_scored(out, own, capsys):
+    half_jpeg(own / "0.jpg")
+    shutil.copy(own / "a.png", own / "1.png")
+    half(own / "1.png")
+    Image.new("L", (80, 80), 3).save(own / "2.png")
+    Image.new("L", (40, 40)).save(own / "more" / "3.png")
+    score_alone(out, own, "--sheets", 1)
+    said = capsys.readouterr().out
+    for words in (
+        f"{own}/0.jpg: the film does not decode",
+        f"{own}/1.png: damaged, or no picture",
+        f"{own}/2.png: the film is nearly black",
+        f"{own}/more/3.png: the film is smaller than 64 px",
+    ):
+        assert said.count(f"left out: {words}") == 1
+    assert list(columns(out, "prob").index) == FILMS and (out / "results" / "films" / "a.png").exists()
+
+
+def only_broken(own):
+    for path in own.rglob("*.[pP]*"):
+        half(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (shutil.rmtree, "own is not a folder: give --films the folder"),
+        (shutil.rmtree, "own is not a folder: give the folder"),
         (lambda own: [shutil.rmtree(own), own.mkdir()], "own has no film (PNG, JPEG or DICOM)"),
-        (lambda own: half(own / "a.png"), "own/a.png: damaged, or no picture"),
-        (lambda own: half_jpeg(own / "j.jpg"), "own/j.jpg: the film does not decode"),
-        (lambda own: Image.new("L", (80, 80), 3).save(own / "a.png"), "own/a.png: the film is nearly black"),
-        (lambda own: Image.new("L", (40, 40)).save(own / "a.png"), "own/a.png: the film is smaller than 64 px"),
+        (only_broken, ".png: damaged, or no picture: give it whole, or move it away (no film of 3 can be used)"),
         (lambda own: Image.new("L", (80, 80), 99).save(own / "more" / "A.jpg"), "own/more/A.jpg have one name: rename"),
     ],
-    ids=["no folder", "no film", "broken", "broken jpeg", "black", "small", "twice"],
+    ids=["no folder", "no film", "all broken", "twice"],
 )
-def test_bad_films_are_named_in_one_line_and_change_nothing(small_set, out, own, one_line, damage, said):
+def test_bad_folders_are_one_line_and_change_nothing(out, own, one_line, damage, said):
+    score_alone(out, own)
     damage(own)
     before = files(out)
-    assert said in one_line(score, small_set, out, own)
+    assert said in one_line(score_alone, out, own)
     assert files(out) == before
+
+
+# --- Refusals
 
 
 def test_films_among_the_results_are_refused(small_set, out, own, one_line):
@@ -169,16 +296,45 @@ def test_films_need_a_network(small_set, tmp_path, own, one_line):
     assert "first_order_net.pth is missing: run 'python val_train.py' first" in line
 
 
-def test_networks_of_synthetic_films_refuse_others_unless_told_otherwise(
-    small_set, out, own, tmp_path, one_line, capsys
-):
-    data = load_set(small_set / "noise")
-    write_set(tmp_path / "drawn" / "noise", np.array(data.images), data.table, {"synthetic": True})
-    score(tmp_path / "drawn", out, own)  # its own films are known by their pixels
-    capsys.readouterr()
-    Image.new("L", (300, 200), 90).save(own / "mine.png")
-    line = one_line(score, tmp_path / "drawn", out, own)
-    assert "mine.png: not one of noise's films" in line and "--films-anyway" in line
-    score(tmp_path / "drawn", out, own, "--films-anyway")
+@pytest.mark.parametrize("older", [{}, {"synthetic": None, "film_size": None, "findings": None, "crop": 64}])
+def test_networks_of_synthetic_films_score_none_unless_told_otherwise(small_set, out, own, one_line, capsys, older):
+    """Those of an earlier version do not say what they were trained on."""
+    for name in NAMES:
+        edit_network(out, name, **{"synthetic": True} | older)
+    before = files(out)
+    for call in ((score, small_set), (score_alone,)):
+        line = one_line(*call, out, own)
+        assert "first_order_net.pth: trained on synthetic films, or by" in line and "--films-anyway lets it" in line
+    assert files(out) == before
+    score_alone(out, own, "--films-anyway", "--sheets", 0)
     assert "(synthetic, not for clinical use); no diagnosis" in capsys.readouterr().out
-    assert len(pd.read_csv(out / "results" / "films_first_order.csv")) == 4
+    assert len(columns(out, "prob")) == 3
+
+
+def test_networks_that_cannot_stand_together_are_refused(out, own, one_line, tmp_path):
+    assert "first_order_net.pth have one name: copy" in one_line(partial(score_alone, weights=NAMES[:1] * 2), out, own)
+    edit_network(out, NAMES[1], film_size=128)
+    line = one_line(score_alone, out, own)
+    assert "trained on films of different sizes" in line and "DARTS_V1_net.pth': 128}" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("network,finding,threshold\nother,Mass,0.5\n", "'Mass'"),
+        ("network,finding,threshold\nfirst_order,Hernia,0.5\n", "'Mass'"),
+        ("network,finding,threshold\nfirst_order,Mass,1.5\n", "Mass"),
+        ("network,finding,threshold\nfirst_order,Mass,half\n", "Mass"),
+        ("network,finding,threshold\nfirst_order,Mass,0.1\nfirst_order,Mass,0.2\n", "float"),
+        ("network,finding\nfirst_order,Mass\n", "'threshold'"),
+    ],
+    ids=["no network", "no finding", "above 1", "no number", "twice", "no column"],
+)
+def test_operating_points_that_do_not_fit_are_one_line(small_set, out, own, one_line, text, wrong):
+    save_network(out / "weights", NAMES[0], load_set(small_set / "noise"), findings=["Mass"])
+    points, before = out / "points.csv", files(out / "weights")
+    points.write_text(text)
+    line = one_line(partial(score_alone, weights=NAMES[:1]), out, own, "--operating-points", points)
+    assert f"{points}: needs one threshold of 0 to 1, or an empty cell, for network first_order" in line
+    assert wrong in line and "give the operating_points.csv that test.py wrote" in line
+    assert [path.name for path in files(out / "results")] == ["lock"] and files(out / "weights") == before

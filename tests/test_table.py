@@ -31,8 +31,8 @@ NAMES = ["first_order", "DARTS_V1", "second_order", "chexnet"]  # in the table's
 
 def save_network(folder, name, data, **settings):
     """A weights file as a training leaves it, of a network that has learnt nothing."""
-    settings = {"checksum": data.checksum, "dataset": data.name, "crop": 32} | settings
-    classes = len(settings.get("findings", FINDINGS))
+    settings = data.identity() | {"dataset": data.name, "crop": 32} | settings
+    classes = len(settings["findings"])
     if name == "chexnet":
         network = CheXNet(classes)
     else:
