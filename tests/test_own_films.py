@@ -80,6 +80,7 @@ def edit_network(out, name, **settings):
 
 
 def test_a_film_of_the_set_is_scored_as_it_was_there(small_set, out, own, capsys):
+    edit_network(out, NAMES[1], standardise=True)
     score(small_set, out, own)
     said = capsys.readouterr().out
     for name in NAMES:
@@ -148,7 +149,6 @@ def test_copies_and_what_programs_put_beside_films_are_left_out_and_other_forms_
 
 def test_without_a_set_numbers_and_sheets_are_the_same_also_in_small_batches(small_set, out, own, monkeypatch):
     """Not all films are in memory together."""
-    edit_network(out, NAMES[1], standardise=True)
     score(small_set, out, own)
     before, tables = files(out), [columns(out, "prob", name) for name in NAMES]
     monkeypatch.setattr("report.own_films.BATCH_SIZE", 2)
