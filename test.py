@@ -26,7 +26,7 @@ from scores import COSTS, auc_table, write_scores
 from support import ranks
 from support.devices import select_device
 from support.files import lock, write
-from support.settings import check_choice, check_numbers, start
+from support.settings import check_choice, check_numbers, check_texts, start
 
 SECOND_ORDER = False  # which order's network comes first: False: first order, True: second order, which must be there
 PREDICTIONS = []  # NAME=FILE.csv: another model's column, from `Image Index` and `prob_<finding>` for what it knows
@@ -51,6 +51,7 @@ def check(settings):
     check_numbers(settings, "seed", low=-(2**63), below=2**63, whole=True)
     check_numbers(settings, "sensitivity", above=0, below=1)
     check_choice(settings, "second_order films_anyway")
+    check_texts(settings, "films")
 
 
 def main(settings):

@@ -23,7 +23,7 @@ from support.devices import autocast, seed_everything, select_device
 from support.files import InputError
 from support.records import count_epochs, read_record
 from support.runs import Run
-from support.settings import check_choice, check_numbers, start
+from support.settings import check_choice, check_numbers, check_texts, start
 
 SECOND_ORDER = False  # which search's genotype to train: False: first order, True: second order
 GENOTYPE = ""  # another cell instead: a file, Genotype(...), "random" (by SEED), or a name in genotypes.PUBLISHED
@@ -89,6 +89,7 @@ def choose_genotype(settings, checksum):
 
 def check(settings):
     """Raise InputError for settings that make no sense."""
+    check_texts(settings, "genotype")
     check_choice(settings, "recipe", ("one_cycle", "cosine"))
     check_numbers(settings, "epochs batch_size c", low=1, whole=True)
     check_numbers(settings, "layers", low=4, whole=True)

@@ -24,22 +24,16 @@ DRIVE = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV}  # a disk or net
 def start(main, script, find_preset=None, recipes=(), argv=None):
     """Run a script `guarded`: main(settings), with the settings of `parse_settings`."""
     with guarded():
-        settings = parse_settings(script, argv, find_preset, recipes)
-    sizes = [option(name) for name in vars(settings) if name in ("batch_size", "c", "layers", "crop")]
-    with guarded(f": lower {', '.join(sizes)}"):
-        main(settings)
+        main(parse_settings(script, argv, find_preset, recipes))
 
 
 class Screen:
-    """Standard output or error: what cannot be shown is left out, so that no command depends on who reads it.
-
-    A terminal without the letters α, ε or − shows a question mark instead.
-    """
+    """Standard output or error: what cannot be shown is left out or becomes "?", and no command depends on a reader."""
 
     def __init__(self, stream):
         if stream is None:  # closed before the start, as by `2>&-`
             stream = open(os.devnull, "w")  # noqa: SIM115
-        if hasattr(stream, "reconfigure"):  # which a test's or a notebook's stream may lack
+        with suppress(AttributeError):  # a test's or a notebook's stream
             stream.reconfigure(errors="replace")
         self.stream = stream
 
@@ -47,26 +41,26 @@ class Screen:
         return getattr(self.stream, name)
 
     def write(self, text):
-        self._attempt(lambda: self.stream.write(text))
+        self._attempt(self.stream.write, text)
         return len(text)
 
     def flush(self):
         self._attempt(self.stream.flush)
 
-    def _attempt(self, action):
+    def _attempt(self, action, *arguments):
         try:
-            action()
+            action(*arguments)
         except OSError:  # the reader of a pipe, such as `less`, or the terminal has gone
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 @contextmanager
-def guarded(memory=""):
+def guarded():
     """Turns the errors that a user can cause into one line on stderr.
 
     Status 2 where the input is at fault: an InputError, or a place that cannot be read or written. Status 1 where a
-    disk or a GPU is full. memory: what helps where the memory is full, to stand behind these words.
+    disk or a memory is full.
     """
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(Screen, streams)
@@ -80,7 +74,7 @@ def guarded(memory=""):
         gpu = isinstance(error, torch.OutOfMemoryError)
         if not (gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
             raise
-        fail(f"the {'GPU' if gpu else 'computer'}'s memory is full{memory}", status=1)
+        fail(f"the {'GPU' if gpu else 'computer'}'s memory is full: choose smaller batches or networks", status=1)
     except OSError as error:
         where = f"{error.filename or 'a disk or network drive'}: {error.strerror}"
         if error.errno in FULL:
@@ -111,11 +105,9 @@ def read_constants(script):
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             continue
-        annotated = isinstance(node, ast.AnnAssign)  # as `C: int = 8`
-        targets = [node.target] if annotated else getattr(node, "targets", [])
         for name in [part for part in ast.walk(node) if isinstance(part, ast.Name) and part.id.isupper()]:
             try:
-                if name not in targets:  # as in `C += 1`, `if FAST: C = 4`, `EPOCHS["small"] = 9`
+                if name not in getattr(node, "targets", []):  # as in `C += 1`, `if FAST: C = 4`, `C: int = 8`
                     raise ValueError
                 value = ast.literal_eval(node.value)
             except ValueError:
@@ -126,7 +118,7 @@ def read_constants(script):
 
 
 class Settings(SimpleNamespace):
-    """A script's settings as attributes. script: its path; said: {name: what messages call the setting}."""
+    """A script's settings as attributes. script: its name; said: {name: what messages call the setting}."""
 
     __slots__ = ("said", "script")
 
@@ -161,10 +153,7 @@ class Parser(argparse.ArgumentParser):
 
 def number(text):
     """The number in an option: 5 is an integer, 5.0 is not. Raises ValueError."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    return int(text) if text.lstrip("+-").isdecimal() else float(text)
 
 
 def option(name):
@@ -189,21 +178,6 @@ def make_parser(script, constants):
     return parser
 
 
-def take_preset(settings):
-    """Replace each setting that is a dict by its value for settings.preset. Raises InputError."""
-    values = vars(settings)
-    for name, value in values.items():
-        if isinstance(value, dict):
-            if "preset" not in values:
-                settings.refuse(name, "a single value, since this script has no presets")
-            if settings.preset not in [*value]:
-                names = ", ".join(map(str, value))
-                raise InputError(
-                    f"{settings.said[name]} has values for {names}, none for the preset {settings.preset!r}"
-                )
-            values[name] = value[settings.preset]
-
-
 def parse_settings(script, argv=None, find_preset=None, recipes=()):
     """The settings of a script: its constants, each changed by the option of its name, in lower case.
 
@@ -219,23 +193,24 @@ def parse_settings(script, argv=None, find_preset=None, recipes=()):
     settings.said |= {name: option(name) for name in given}
 
     values = vars(settings)
-    for name in ("out", "data", "dataset", *({"genotype", "films"} & values.keys())):
-        if not isinstance(getattr(settings, name), str):
-            settings.refuse(name, "a text in quotes")
+    check_texts(settings, "out data dataset")
     values |= {name: expand(value) for name, value in values.items()}
     if "data" not in given:  # the project's own, wherever the command is run
         settings.data = os.path.join(os.path.dirname(os.path.abspath(script)), settings.data)
     if "preset" in values:
         settings.preset = settings.preset or find_preset(settings.data, settings.dataset)
-    take_preset(settings)
-    others = [recipe for recipe in recipes if "recipe" in values and recipe != settings.recipe]
-    for name in [name for name in values for recipe in others if name.startswith(f"{recipe}_")]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            if settings.preset not in [*value]:
+                rest = f"has values for {', '.join(map(str, value))}, none for the preset {settings.preset!r}"
+                raise InputError(f"{settings.said[name]} {rest}")
+            values[name] = value[settings.preset]
+    starts = tuple(f"{recipe}_" for recipe in recipes)
+    for name in [name for name in values if name.startswith(starts) and not name.startswith(f"{settings.recipe}_")]:
         if name in given:
-            mine = [option(other) for other in values if other.startswith(f"{settings.recipe}_")]
-            raise InputError(
-                f"{option(name)} is not read by the recipe {settings.recipe}, which has {', '.join(mine)}; "
-                "--recipe chooses another"
-            )
+            mine = ", ".join(option(other) for other in values if other.startswith(f"{settings.recipe}_"))
+            rest = f"is not read by the recipe {settings.recipe}, which has {mine}; --recipe chooses another"
+            raise InputError(f"{option(name)} {rest}")
         del values[name]
     return settings
 
@@ -252,6 +227,13 @@ def check_numbers(settings, names, low=None, above=None, below=math.inf, whole=F
         known = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not (known and (low is None or value >= low) and (above is None or value > above) and value < below):
             settings.refuse(name, f"{'a whole number' if whole else 'a number'}, {limits}")
+
+
+def check_texts(settings, names):
+    """Each is a text."""
+    for name in names.split():
+        if not isinstance(getattr(settings, name), str):
+            settings.refuse(name, "a text in quotes")
 
 
 def check_choice(settings, names, choices=(True, False)):

@@ -214,7 +214,7 @@ def test_a_full_gpu_names_the_one_setting_that_helps(copy, table, monkeypatch, o
 
     monkeypatch.setattr(model_eval.Network, "forward", full)
     line = one_line(table, copy, status=1)
-    assert line == "error: the GPU's memory is full: lower --batch-size\n"
+    assert line == "error: the GPU's memory is full: choose smaller batches or networks\n"
 
 
 def test_a_second_process_is_refused(copy, table, one_line):
