@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from support import ranks
-from support.files import InputError, named, read_table
+from support.files import InputError, named, plain, read_table
 from support.settings import fail
 
 FINDINGS = (  # of ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315)
@@ -67,12 +67,8 @@ class PreparedSet:
 
     def identity(self):
         """What a run and its weights file say of the set: a dict of plain values."""
-        return {
-            "checksum": self.checksum,
-            "findings": list(self.findings),
-            "film_size": self.images.shape[1],
-            "synthetic": self.synthetic,
-        }
+        facts = {"checksum": self.checksum, "findings": list(self.findings)}
+        return facts | {"film_size": self.images.shape[1], "synthetic": self.synthetic}
 
     def rows(self, split):
         """Row numbers of a split's films, in file order."""
@@ -86,9 +82,9 @@ class PreparedSet:
 
 def encode_findings(finding_labels, findings):
     """`Finding Labels` strings (N,) -> float32 (N, findings) of 0 and 1."""
-    films = [set(text.split("|")) for text in finding_labels]
+    films = (text.split("|") for text in finding_labels)
     labels = [[finding in film for finding in findings] for film in films]
-    return np.array(labels, dtype=np.float32).reshape(len(films), len(findings))  # also of no film
+    return np.array(labels, dtype=np.float32).reshape(-1, len(findings))  # also of no film
 
 
 def check_set(folder, images, table, findings):
@@ -100,22 +96,22 @@ def check_set(folder, images, table, findings):
         raise InputError(f"{at} has no column {missing[0]!r} among {', '.join(map(repr, table.columns))}")
     if len(table) != len(images):
         raise InputError(f"{at} has {len(table)} rows for the {len(images)} films of images.npy")
-    unknown = [text != NO_FINDING and not {*str(text).split("|")} <= {*findings} for text in table["Finding Labels"]]
-    first = table.groupby("Patient ID")["split"].transform("first")
-    problems = [(column, table[column].isna() | (table[column] == ""), "is empty") for column in COLUMNS]
+    names, patients, texts, splits = (table[column] for column in COLUMNS)
+    known = [text == NO_FINDING or {*str(text).split("|")} <= {*findings} for text in texts]
+    problems = [(table[column].isna() | (table[column] == ""), column, "is empty") for column in COLUMNS]
     problems += [
-        ("Finding Labels", np.array(unknown), "names an unknown finding"),
-        ("split", ~table["split"].isin(SPLITS), f"must be one of {', '.join(SPLITS)}"),
-        ("Image Index", table["Image Index"].duplicated(), "is there twice"),
-        ("Patient ID", table["split"] != first, "is in two splits"),
+        (~np.array(known, bool), "Finding Labels", "names an unknown finding"),
+        (~splits.isin(SPLITS), "split", f"must be one of {', '.join(SPLITS)}"),
+        (names.duplicated(), "Image Index", "is there twice"),
+        (splits != splits.groupby(patients).transform("first"), "Patient ID", "is in two splits"),
     ]
-    for column, bad, problem in problems:
-        if bad.any():  # films without a patient would count as one patient's
+    for bad, column, problem in problems:
+        if bad.any():
             row = np.flatnonzero(bad)[0]
             raise InputError(f"{at}, row {row + 1}: {column} {str(table[column].iloc[row])!r} {problem}")
-    labels = encode_findings(table["Finding Labels"], findings)
+    labels = encode_findings(texts, findings)
     for split in SPLITS:
-        inside = labels[(table["split"] == split).to_numpy()]
+        inside = labels[splits == split]
         if not (inside.any(axis=0) & ~inside.all(axis=0)).any():
             raise InputError(f"{at}: split {split!r} has no finding with a positive and a negative film, so no AUC")
     values = np.unique(images[:: len(images) // 100 + 1])
@@ -126,14 +122,13 @@ def check_set(folder, images, table, findings):
 
 
 def check_findings(names):
-    """Raise InputError unless these names can be those of a set's findings, from one to some hundreds."""
-    taken = {"", "nofinding", "average"}  # without marks and case, as columns of predictions are matched
+    """Raise InputError unless these names can be those of a set's findings."""
+    taken = {"", plain(NO_FINDING), plain(AVERAGE)}
     for name in names or [""]:
-        key = re.sub(r"[\W_]+", "", name).casefold()
-        if key in taken or len(name) > 60 or re.search(r"[|,/\\\n]", name) or name != name.strip():
+        if plain(name) in taken or len(name) > 60 or re.search(r"[|,/\\\n]|^\s|\s$", name):
             rule = "names of up to 60 characters without | , / \\, different in more than case and marks"
             raise InputError(f"findings must be {rule}, none of them {NO_FINDING!r} or {AVERAGE!r}: {name!r} is not")
-        taken.add(key)
+        taken.add(plain(name))
 
 
 def check_source(source):
@@ -141,7 +136,8 @@ def check_source(source):
     source = DEFAULTS | source
     source["findings"] = tuple(source["findings"])
     check_findings(source["findings"])
-    for name, values in (("preset", PRESETS), ("synthetic", (True, False)), ("patients", (True, False))):
+    flag = (True, False)
+    for name, values in {"preset": PRESETS, "synthetic": flag, "patients": flag}.items():
         if source[name] not in values:
             raise InputError(f"{name} must be one of {', '.join(map(repr, values))}, not {source[name]!r}")
     return source
@@ -242,7 +238,7 @@ def turned(films, turn, drawn):
     """Films (B, H, W) that are rotated, scaled and shifted at random; what comes in from outside is black.
 
     turn: largest angle in degrees; the scale is at most exp(± turn / 100), the shift ± 0.4 % of the side per degree.
-    drawn (B, 4): for each film, what part of each of these it gets, −1 to 1.
+    drawn (B, 4): each film's part, −1 to 1, of the angle, the scale and both shifts.
     """
     angle, scale = drawn[:, 0] * math.radians(turn), (drawn[:, 1] * turn / 100).exp()
     x, y = (drawn[:, 2:] * 0.008 * turn).T  # grid_sample's sides run from −1 to 1
@@ -253,15 +249,15 @@ def turned(films, turn, drawn):
 
 
 class Films:
-    """The films and labels of one split, on `device`; all sizes in pixels.
+    """The films and labels of one split, on `device`.
 
     Training batches are random crops with horizontal flips. Where the crop is as large as the film, the film is shifted
     by up to `crop` // 16 pixels over a black border instead. Evaluation takes the whole film, reduced to the crop size.
-    crop: a multiple of 32; 0, or one larger than the films, is all of the film. Raises InputError.
+    crop: pixels, a multiple of 32; 0, or one larger than the films, is all of the film. Raises InputError.
 
-    Each film's grey values are normalised by ImageNet's mean and deviation, or, to `standardise`, by its own. Training
-    films are also changed at random, where these are not 0: their `contrast` by a factor of up to exp(± contrast), and
-    their brightness by ± contrast / 2 of the whole range; their place, size and angle as in `turned`.
+    Grey values are normalised by ImageNet's mean and deviation, or, to `standardise`, by each film's own. Training
+    films are also changed at random: in contrast by a factor of up to exp(± contrast) and in brightness by
+    ± contrast / 2 of the whole range; in place, size and angle as in `turned`.
     """
 
     def __init__(self, prepared, split, crop, device, standardise=False, contrast=0.0, turn=0.0):
@@ -275,11 +271,9 @@ class Films:
         self.names = prepared.table["Image Index"].to_numpy()[rows]
         imagenet = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         own = (values.view(-1, 1, 1, 1) / 255 for values in grey_statistics(pixels))
-        # {standardise: (mean, deviation)}, each (N, 3, 1, 1), of grey values 0..1
-        self.greys = {
-            flag: [values.expand(len(rows), 3, 1, 1).to(device) for values in pair]
-            for flag, pair in ((False, imagenet), (True, own))
-        }
+        shape = len(rows), 3, 1, 1
+        # greys[standardise]: mean and deviation of grey values 0..1
+        self.greys = [[values.expand(shape).to(device) for values in pair] for pair in (imagenet, own)]
 
     def __len__(self):
         return len(self.pixels)
@@ -323,17 +317,16 @@ class Films:
 
     def whole(self, index):
         """index: a slice or (B,) -> the films reduced to the crop size, grey values 0..255 (B, crop, crop)."""
-        b, films = self.border, self.pixels[index]
-        films = films[:, b : films.shape[1] - b, b : films.shape[2] - b].float()
+        inside = slice(self.border, self.pixels.shape[1] - self.border)
+        films = self.pixels[index][:, inside, inside].float()
         if films.shape[1] != self.crop:
             films = F.interpolate(films[:, None], (self.crop, self.crop), mode="bilinear", antialias=True)[:, 0]
         return films
 
     def normalise(self, films, index):
         """Grey values 0..255 (B, H, W) of the films `index` -> three channels (B, 3, H, W) for a network."""
-        mean, std = self.greys[self.standardise]
-        channels = (films[:, None] / 255 - mean[index]) / std[index]
-        return channels.contiguous(memory_format=torch.channels_last)
+        mean, std = (values[index] for values in self.greys[self.standardise])
+        return ((films[:, None] / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 class Sampler:
@@ -347,7 +340,7 @@ class Sampler:
             raise InputError(f"batch size {batch_size} must be 1 to {len(films)}, the films of {films.split}")
         self.films, self.batch_size, self.generator = films, batch_size, generator
         self.part = ranks.part(batch_size)
-        # The networks divide height and width by 32. BatchNorm cannot train on one value per channel.
+        # The networks divide height and width by 32.
         if (self.part.stop - self.part.start) * (films.crop // 32) ** 2 < 2:
             where = f"batch size {batch_size} on {ranks.count()} ranks with crop {films.crop}"
             raise InputError(f"{where} leaves BatchNorm one value per channel: raise --batch-size or --crop")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from data.films import film_key
 from genotypes import check_name
-from support.files import InputError, read_table, write
+from support.files import InputError, plain, read_table, write
 
 NO_NUMBER = ("", "nan", "-nan", "n/a", "#n/a", "na", "<na>", "null", "none")  # in lower case
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -107,9 +107,9 @@ def shown(names):
     return (", ".join(map(repr, names[:20])) or "none") + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def plain(name):
-    """A column's name without case, spaces, marks, `prob_`, and the ".1" of a second column of that name."""
-    return re.sub(r"[\W_]+", "", re.sub(r"\.\d+$", "", name)).casefold().removeprefix("prob")
+def column_key(name):
+    """A column's name as `plain`, without `prob_` and the ".1" of a second column of that name."""
+    return plain(re.sub(r"\.\d+$", "", name)).removeprefix("prob")
 
 
 def find_columns(path, header, findings):
@@ -119,10 +119,10 @@ def find_columns(path, header, findings):
     Case, spaces and underscores do not matter. A column is an error if its name is nearly that of a missing finding,
     since it may be meant.
     """
-    names = [plain(name) for name in header]
+    names = [column_key(name) for name in header]
 
     def find(wanted):
-        places = [place for place, name in enumerate(names) if name == plain(wanted)]
+        places = [place for place, name in enumerate(names) if name == column_key(wanted)]
         places = [place for place in places if header[place].casefold().startswith("prob")] or places
         if len(places) > 1:
             raise InputError(f"{path}: columns {header[places[0]]!r} and {header[places[1]]!r} mean the same")
@@ -132,7 +132,7 @@ def find_columns(path, header, findings):
     columns = {k: column for k, finding in enumerate(findings) if (column := find(finding)) is not None}
     others = [name for k, name in enumerate(names) if k != place and k not in columns.values()]
     for finding in [finding for k, finding in enumerate(findings) if k not in columns]:
-        if near := difflib.get_close_matches(plain(finding), others, 1, 0.8):
+        if near := difflib.get_close_matches(column_key(finding), others, 1, 0.8):
             meant = header[names.index(near[0])]
             raise InputError(f"{path}: no column 'prob_{finding}'; is {meant!r} meant? Its columns: {shown(header)}")
     if place is None or not columns:

@@ -13,26 +13,21 @@ from support.files import InputError
 
 
 def select_device(name):
-    """The torch.device to compute on: "auto" is cuda, else mps, else cpu; or a name that torch knows.
+    """The torch.device to compute on: "auto" is cuda, else mps, else cpu; or a name such as "cuda:1".
 
     Under torchrun this process joins the other ranks and has one GPU of its own. Raises InputError for a device that is
     unknown or not there.
     """
     if name == "auto":
         mps = torch.backends.mps.is_available()
-        return ranks.join(torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"))
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if str(name).partition(":")[0] not in ("cpu", "cuda", "mps"):
         raise InputError(f"device {name!r} is unknown: use auto, cpu, cuda or mps")
     try:
-        torch.zeros(1, device=device).cpu()
+        torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError):
-        there = f"; there are {torch.cuda.device_count()}" if torch.cuda.is_available() else ""
-        raise InputError(f"device {name!r}: there is no such {device.type.upper()} device here{there}") from None
-    return ranks.join(device)
+        raise InputError(f"device {name!r}: there is no such device here") from None
+    return ranks.join(torch.device(name))
 
 
 def seed_everything(seed, device, deterministic=False):
@@ -50,7 +45,7 @@ def seed_everything(seed, device, deterministic=False):
 def autocast_type(device):
     """The type of the w step and of trainings: bfloat16 on GPUs that have it (from Ampere on), else float32.
 
-    A GPU that only emulates bfloat16 is slow at it. float16, in which older GPUs are fast, would need scaled losses.
+    Other GPUs emulate bfloat16 slowly, and float16 would need scaled losses.
     """
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float32

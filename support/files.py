@@ -79,8 +79,8 @@ def filling(folder, last):
 def lock(path, wait=False):
     """Take the lock file `path` and return the lock, which has release(). The lock of a dead process is free.
 
-    Where another process holds it, this raises InputError; with `wait` it says so and waits. Some network drives have
-    no locks. Then a line says so, and the work goes on without a lock.
+    Where another process holds it, this raises InputError; with `wait` it says so and waits. Where a network drive has
+    no locks, a line says so, and the work goes on.
     """
     held = FileLock(path, is_singleton=True, fallback_to_soft=False)  # this process may take it again
     who = f"{Path(path).parent}: another process works there (one stopped with Ctrl-Z goes on by `fg` in its terminal)"
@@ -114,8 +114,8 @@ def save_state(path, state, before=None):
 def load_state(path):
     """The content of a file that `save_state` wrote: plain tensors and plain Python, on the CPU.
 
-    Raises InputError for any wrong byte, since it compares the checksums of the zip file, which torch.load ignores. A
-    drive that fails is no damage: its OSError passes, and so does a MemoryError.
+    Raises InputError for any wrong byte, by the checksums of the zip file, which torch.load ignores. A drive that fails
+    is no damage: its OSError passes.
     """
     with named(path):
         content = io.BytesIO(Path(path).read_bytes())  # zipfile would call an error of the drive a damage
@@ -138,9 +138,9 @@ def read_text(path, limit=MAX_TEXT):
     """
     try:
         with open(path, "rb") as file:
-            raw = _read(file, limit)
+            raw = file.read(limit + 1)
         if raw[:2] == b"\x1f\x8b":
-            raw = _read(gzip.GzipFile(fileobj=io.BytesIO(raw)), limit)
+            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "a damaged gzip file"
         raise InputError(f"{path}: cannot be read ({reason})") from None
@@ -148,11 +148,11 @@ def read_text(path, limit=MAX_TEXT):
         raise InputError(f"{path}: more than {limit / 1e6:.0f} MB of text")
     if raw[:4] == b"PK\3\4":
         raise InputError(f"{path}: a zip or Excel file, not text: save it as CSV")
-    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-    encoding = next((name for mark, name in marks.items() if raw.startswith(mark)), None)
-    if encoding is None:  # every second byte of Latin text in UTF-16 is zero; no text in UTF-8 has a zero
-        high_first = raw[0::2].count(0) > raw[1::2].count(0)
-        encoding = "utf-8" if b"\0" not in raw[:1000] else "utf-16-be" if high_first else "utf-16-le"
+    encoding = "utf-8-sig"  # with a mark or without
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif b"\0" in raw[:1000]:  # every second byte of Latin text in UTF-16 is zero; no text in UTF-8 has a zero
+        encoding = "utf-16-be" if raw[0::2].count(0) > raw[1::2].count(0) else "utf-16-le"
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError:
@@ -160,13 +160,9 @@ def read_text(path, limit=MAX_TEXT):
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _read(file, limit):
-    """The bytes of a file or pipe, but hardly more than `limit`. A single read(limit) would reserve all that memory."""
-    blocks, size = [], 0
-    while size <= limit and (block := file.read(1 << 20)):
-        blocks.append(block)
-        size += len(block)
-    return b"".join(blocks)
+def plain(name):
+    """A name as names of columns and findings are matched: without case, spaces and marks."""
+    return re.sub(r"[\W_]+", "", name).casefold()
 
 
 def read_table(path):

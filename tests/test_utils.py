@@ -16,11 +16,11 @@ CPU = torch.device("cpu")
 
 
 def test_unknown_devices_are_refused():
-    for name in ("gpu7", "meta", "", "cuda:x", None):
+    for name in ("gpu7", "meta", "", None):
         with pytest.raises(InputError, match="is unknown: use auto, cpu, cuda or mps"):
             devices.select_device(name)
-    for name, kind in (("cuda:99", "CUDA"), ("mps:7", "MPS")):
-        with pytest.raises(InputError, match=f"device '{name}': there is no such {kind} device here"):
+    for name in ("cuda:99", "cuda:x", "mps:7"):
+        with pytest.raises(InputError, match=f"device '{name}': there is no such device here"):
             devices.select_device(name)
 
 
