@@ -64,22 +64,17 @@ def derive(alphas_normal, alphas_reduce):
     return Genotype(cell(alphas_normal), list(INTERMEDIATE), cell(alphas_reduce), list(INTERMEDIATE))
 
 
-def edge_entropy(logits):
-    """Entropy of softmax(logits) in nats: a tensor (…, edges, operations) -> (…, edges), at most ln 8 = 2.08."""
-    log_weights = logits.log_softmax(dim=-1)
-    return -(log_weights.exp() * log_weights).sum(dim=-1)
-
-
 def diagnostics(genotype, logits_normal, logits_reduce):
     """Numbers that show how far a search has decided, and whether it collapses to skip connections: a dict.
 
     genotype: what `derive` makes of α. logits_*: α / τ, as the softmax gets it, shape (edges, operations).
-    entropy_*: the mean of `edge_entropy`, ln 8 = 2.08 where all operations weigh the same, 0 where one has all weight.
+    entropy_*: of softmax, in nats, the mean over the edges; ln 8 = 2.08 where all operations weigh the same.
     skips, pools: how many of the 16 edges of the genotype's two cells are skip connections, and how many are pools.
     """
     state = {}
     for kind, logits in (("normal", logits_normal), ("reduce", logits_reduce)):
-        state[f"entropy_{kind}"] = edge_entropy(logits.detach().cpu().double()).mean().item()
+        log_weights = logits.detach().cpu().double().log_softmax(dim=-1)
+        state[f"entropy_{kind}"] = -(log_weights.exp() * log_weights).sum(dim=-1).mean().item()
     kept = [op for op, _ in genotype.normal + genotype.reduce]
     return state | {"skips": kept.count("skip_connect"), "pools": sum(op.endswith("pool_3x3") for op in kept)}
 
@@ -89,11 +84,8 @@ def random_genotype(seed):
     rng = random.Random(seed % 2**64)  # Random itself would draw the same for -seed as for seed
 
     def cell():
-        pairs = []
-        for node in INTERMEDIATE:
-            for source in sorted(rng.sample(range(node), EDGES_PER_NODE)):
-                pairs.append((rng.choice(PRIMITIVES[1:]), source))
-        return pairs
+        drawn = (source for node in INTERMEDIATE for source in sorted(rng.sample(range(node), EDGES_PER_NODE)))
+        return [(rng.choice(PRIMITIVES[1:]), source) for source in drawn]
 
     return Genotype(cell(), list(INTERMEDIATE), cell(), list(INTERMEDIATE))
 
@@ -117,8 +109,8 @@ def check_genotype(genotype):
                 raise InputError(f"{kind}[{k}]: node {node} can take nodes 0 to {node - 1}, not {shown(source)}")
             if k % EDGES_PER_NODE and source == pairs[k - 1][1]:
                 raise InputError(f"{kind}[{k}]: node {node} takes node {source} twice")
-        distinct = isinstance(concat, list) and all(n in INTERMEDIATE and concat.count(n) == 1 for n in concat)
-        if not distinct or not concat:
+        nodes = concat if isinstance(concat, list) else []
+        if not nodes or not all(n in INTERMEDIATE and nodes.count(n) == 1 for n in nodes):
             raise InputError(f"{kind}_concat must list different intermediate nodes, not {shown(concat)}")
 
 
@@ -146,7 +138,7 @@ def parse_genotype(text):
 
 
 def load_genotype(path):
-    """The genotype in a file. Raises InputError with one line that names the file and the problem."""
+    """The genotype in a file. Raises InputError."""
     return find_genotype(read_text(path, MAX_FILE), path)[0]
 
 
@@ -161,13 +153,10 @@ def save_genotype(path, genotype):
     write(path, format_genotype(genotype) + "\n")
 
 
-def _cells(normal, reduce):
+def _cells(*texts):
     """A genotype from two texts "operation source, operation source, …"; all intermediate nodes are concatenated."""
-
-    def pairs(text):
-        return [(op, int(source)) for op, source in (pair.split() for pair in text.split(","))]
-
-    return Genotype(pairs(normal), list(INTERMEDIATE), pairs(reduce), list(INTERMEDIATE))
+    cells = [[(op, int(source)) for op, source in map(str.split, text.split(","))] for text in texts]
+    return Genotype(cells[0], list(INTERMEDIATE), cells[1], list(INTERMEDIATE))
 
 
 # Cells that `val_train.py --genotype NAME` trains.

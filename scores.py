@@ -132,7 +132,7 @@ def add_average(values, averaged):
 
 
 def count_patients(films, patients):
-    """Of how many patients there are films in each column, (columns,); films (N, columns) bool, patients (N,)."""
+    """The number of patients with films in each column, (columns,); films (N, columns) bool, patients (N,)."""
     return np.array([len(np.unique(patients[column])) for column in films.T])
 
 
@@ -153,10 +153,7 @@ def auc_table(labels, patients, probabilities, seed, resamples, min_patients, fi
     """
     positive, tables, drawn = labels == 1, {}, Resamples(patients, resamples, seed)
     few = np.append(count_patients(positive, patients) < min_patients, False)
-    every = drawn.aucs([column for p in probabilities.values() for column in zip(positive.T, p.T, strict=True)])
-    auc = dict(
-        zip(probabilities, np.split(every, len(probabilities), axis=1), strict=True)
-    )  # (1 + resamples, findings)
+    auc = {name: drawn.aucs(zip(positive.T, p.T, strict=True)) for name, p in probabilities.items()}
     films = drawn.sums(np.hstack([positive, ~positive]).astype(np.float32))[1:]
     left_out = (films.reshape(resamples, 2, -1) == 0).any(axis=1).sum(axis=0)
     scored = left_out <= 0.01 * resamples
@@ -168,9 +165,12 @@ def auc_table(labels, patients, probabilities, seed, resamples, min_patients, fi
             columns.append(with_limits(add_average(auc[name], both) - add_average(auc[BASELINE], both), few))
         table = pd.DataFrame(np.hstack(columns), [*findings, AVERAGE], COLUMNS[: 3 * len(columns)])
         tables[name] = table.reindex(columns=COLUMNS).assign(averaged=[*averaged.astype(int), averaged.sum()])
-    table = pd.concat(tables, names=["network", "finding"])
-    left_out = dict(zip(findings, left_out.tolist(), strict=True))
-    return table, [finding for finding, inside in zip(findings, scored, strict=True) if inside], left_out
+    averaged = [findings[k] for k in np.flatnonzero(scored)]
+    return (
+        pd.concat(tables, names=["network", "finding"]),
+        averaged,
+        dict(zip(findings, left_out.tolist(), strict=True)),
+    )
 
 
 def write_scores(path, table):
@@ -198,11 +198,10 @@ def thresholds_at(sensitivity, labels, patients, probabilities, min_patients):
     A film is flagged where its probability is at least the threshold. It is NaN for a finding with fewer than
     `min_patients` positive patients.
     """
-    positive, thresholds = labels == 1, {}
-    enough = np.flatnonzero(count_patients(positive, patients) >= min_patients)
-    for name, p in probabilities.items():
-        thresholds[name] = np.full(len(positive.T), math.nan)
-        for k in enough:
+    positive = labels == 1
+    thresholds = {name: np.full(len(positive.T), math.nan) for name in probabilities}
+    for k in np.flatnonzero(count_patients(positive, patients) >= min_patients):
+        for name, p in probabilities.items():
             falling = np.sort(p[positive[:, k], k])[::-1]
             found = np.arange(1, len(falling) + 1) / len(falling)  # at a threshold of each of these
             thresholds[name][k] = falling[found >= sensitivity][0]
@@ -214,13 +213,12 @@ def operating_points(labels, patients, probabilities, thresholds, seed, resample
 
     thresholds: of `thresholds_at`, from other films. The intervals are for the thresholds as given.
     """
-    positive, tables = labels == 1, {}
+    positive, drawn, tables = labels == 1, Resamples(patients, resamples, seed), {}
     few = count_patients(positive, patients) < min_patients
-    flagged = [probabilities[name] >= threshold for name, threshold in thresholds.items()]
-    films = [positive, ~positive, *(flags & side for flags in flagged for side in (positive, ~positive))]
-    drawn = Resamples(patients, resamples, seed).sums(np.hstack(films).astype(np.float32)).astype(float)
-    present, absent, *found = np.split(drawn, len(films), axis=1)  # each (1 + resamples, findings)
-    for (name, threshold), true, false in zip(thresholds.items(), found[::2], found[1::2], strict=True):
+    for name, threshold in thresholds.items():
+        flagged = probabilities[name] >= threshold
+        films = np.hstack([positive, ~positive, flagged & positive, flagged & ~positive]).astype(np.float32)
+        present, absent, true, false = np.split(drawn.sums(films).astype(float), 4, axis=1)
         every, alarms = present + absent, true + false
         with np.errstate(invalid="ignore"):
             shares = true / present, 1 - false / absent, true / alarms, (absent - false) / (every - alarms)
@@ -255,15 +253,13 @@ def calibration_curves(labels, patients, probabilities, seed, resamples, min_pat
 
     A point is of one range of EDGES, over all findings, for ranges with films of at least `min_patients` patients.
     """
-    columns, curves = [], {}
-    for p in probabilities.values():
+    drawn, curves = Resamples(patients, resamples, seed), {}
+    for name, p in probabilities.items():
         inside = np.digitize(p, EDGES[1:-1])[:, :, None] == range(len(EDGES) - 1)
         inside &= ~np.isnan(p)[:, :, None]  # (N, findings, ranges)
-        columns += [np.einsum("nkr,nk->nr", inside, each) for each in (np.ones(p.shape), labels, np.nan_to_num(p))]
-    drawn = np.split(Resamples(patients, resamples, seed).sums(np.hstack(columns)), len(columns), axis=1)
-    for k, name in enumerate(probabilities):
-        enough = count_patients(columns[3 * k] > 0, patients) >= min_patients
-        films, present, said = (each[:, enough] for each in drawn[3 * k :][:3])
+        columns = [np.einsum("nkr,nk->nr", inside, each) for each in (np.ones(p.shape), labels, np.nan_to_num(p))]
+        enough = count_patients(columns[0] > 0, patients) >= min_patients
+        films, present, said = (each[:, enough] for each in np.split(drawn.sums(np.hstack(columns)), 3, axis=1))
         with np.errstate(invalid="ignore"):
             curves[name] = np.column_stack([said[0] / films[0], with_limits(present / films, [])])
     return curves

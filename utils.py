@@ -45,9 +45,9 @@ def descend(loss, weights, optimizer, clip=math.inf):
 
 
 class Schedule:
-    """An optimizer and how its learning rate moves, which differs between recipes."""
+    """An optimizer and how its learning rate moves. done: no epoch would change anything any more."""
 
-    done = False  # True: no epoch would change anything any more
+    done = False
 
     def __init__(self, optimizer, scheduler):
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -58,7 +58,7 @@ class Schedule:
         return self.optimizer.param_groups[0]["lr"]
 
     def after_step(self):
-        """To be called after each step of the optimizer."""
+        """To be called after each step."""
 
     def after_epoch(self, auc):
         """To be called after each epoch's evaluation; auc: its val AUC."""

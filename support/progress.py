@@ -16,12 +16,11 @@ def progress(items, title, total, done=0):
 
     total: number of items, of which `done` were done before.
     """
-    look = {"desc": title, "total": total, "initial": done, "leave": False}
+    look = {"desc": title, "total": total, "initial": done, "leave": False, "disable": ranks.rank() > 0}
     if sys.stderr.isatty():
-        return tqdm(items, mininterval=1, disable=ranks.rank() > 0, **look)
+        return tqdm(items, mininterval=1, **look)
     form = "{desc}: {n_fmt} of {total_fmt}{postfix}, {remaining} left"
-    slow = {"mininterval": MINUTE, "delay": MINUTE, "miniters": 1}
-    return tqdm(items, bar_format=form, file=_Lines(), disable=ranks.rank() > 0, **slow, **look)
+    return tqdm(items, bar_format=form, file=_Lines(), mininterval=MINUTE, delay=MINUTE, miniters=1, **look)
 
 
 class _Lines:
@@ -81,9 +80,9 @@ class Losses:
 
 def format_row(numbers):
     """{name: number or None} as two lines for people: the names of the columns, and the numbers below them."""
-    head = {name: f"{name:>7}" for name in numbers}
     cells = {n: "–" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for n, v in numbers.items()}
-    return "  ".join(head.values()), "  ".join(f"{cells[name]:>{len(head[name])}}" for name in numbers)
+    rows = zip(*((f"{name:>7}", f"{cell:>{max(7, len(name))}}") for name, cell in cells.items()), strict=True)
+    return ["  ".join(row) for row in rows]
 
 
 def open_curves(folder, epochs):

@@ -20,16 +20,15 @@ def join(device):
     """Join the other ranks if torchrun started this process; returns the device of this rank, like `device`."""
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         return device
-    if device.type == "cuda":
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= gpus:
-            raise InputError(f"torchrun started more processes than there are GPUs, {gpus}: --nproc-per-node {gpus}")
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")  # gloo does not support MPS
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device
+    if device.type != "cuda":
+        dist.init_process_group("gloo")
+        return torch.device("cpu")  # gloo does not support MPS
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= gpus:
+        raise InputError(f"torchrun started more processes than there are GPUs, {gpus}: --nproc-per-node {gpus}")
+    torch.cuda.set_device(local)
+    dist.init_process_group("nccl")
+    return torch.device("cuda", local)
 
 
 def count():

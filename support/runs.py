@@ -40,7 +40,7 @@ LOGS = ("log.txt", "metrics.jsonl")
 
 
 class Run:
-    """One run: its folder, and how far it is; val_train.py shows its use. Every rank has one, and rank 0 writes.
+    """One run: its folder, and how far it is. Every rank has one, and rank 0 writes.
 
     new: no checkpoint is there to go on from. finished: nothing is left to do.
     """
@@ -64,10 +64,10 @@ class Run:
         self._progress = {"epoch": 0, "step": 0, "best": None, "texts": {}} if self.new else saved["progress"]
         if ranks.rank() == 0:
             self._write_outputs(self.finished)
-        if self.finished and ranks.rank() == 0:
-            self._lock.release(force=True)
-            best = self._progress["best"]["val_auc"]
-            print(f"{self.folder}: finished already (best val AUC {best:.3f}), left as it is; --fresh starts again")
+            if self.finished:
+                self._lock.release(force=True)
+                best = self._progress["best"]["val_auc"]
+                print(f"{self.folder}: finished already (best val AUC {best:.3f}), left as it is; --fresh starts again")
 
     # --- Opening
 
@@ -99,16 +99,16 @@ class Run:
         """Move what is in the folder, and the product, to dated names. The lock stays, and is held."""
         stamp = datetime.now().strftime("%Y-%m-%d_%H%M%S")
         aside = self.folder.with_name(f"{self.folder.name}.{stamp}")
-        files = sorted(self.folder.iterdir(), key=lambda path: (path.name != "settings.json", path))
         # Without settings.json, what is left when the moving breaks off is not taken for a run that may start again.
-        moves = {old: aside / old.name for old in files if old.name != "lock"}
+        files = sorted(self.folder.iterdir(), key=lambda path: (path.name != "settings.json", path))
+        for old in [path for path in files if path.name != "lock"]:
+            aside.mkdir(exist_ok=True)
+            shutil.move(old, aside / old.name)
+        if aside.exists():
+            print(f"the old run was moved to {aside}")
         if self._product is not None and self._product.exists():
-            moves[self._product] = self._product.with_name(f"{self._product.stem}.{stamp}{self._product.suffix}")
-        for old, new in moves.items():
-            new.parent.mkdir(exist_ok=True)
-            shutil.move(old, new)
-        for place in dict.fromkeys(aside if new.parent == aside else new for new in moves.values()):
-            print(f"the old run was moved to {place}")
+            new = self._product.with_name(f"{self._product.stem}.{stamp}{self._product.suffix}")
+            print(f"its weights were moved to {shutil.move(self._product, new)}")
 
     def _is_mine(self, saved):
         """Whether the product is this run's, or a damaged one of a finished run, which can be written again."""
@@ -116,7 +116,7 @@ class Run:
             there = dict(load_state(self._product))
         except (ValueError, TypeError):  # damaged, or not a state
             return saved["finished"]
-        mine = (saved["progress"]["best"] or {}) | {"settings": saved["record"]["settings"]}
+        mine = (saved["progress"]["best"] or {}) | saved["record"]
         return all(there.get(name) == mine.get(name) for name in ("epoch", "val_auc", "settings"))
 
     def _load(self):
@@ -124,8 +124,8 @@ class Run:
         there = [path for path in (self._checkpoint, self._before) if path.exists()]
         for path in there:
             try:
-                saved = dict(load_state(path))
-            except (ValueError, TypeError) as error:  # damaged, or not a state
+                saved = load_state(path)
+            except InputError as error:
                 print(f"warning: {error}: going on from the checkpoint before it")
                 continue
             if saved.get("format") != FORMAT:
@@ -142,17 +142,11 @@ class Run:
 
         stateful: objects with state_dict() and load_state_dict(), or generators.
         """
-        self._losses = Losses(self._device)
+        self._losses, self._curves = Losses(self._device), None
         self.add = self._losses.add  # of a step's loss
         self._stateful = stateful | {"losses": self._losses}
-        lengths = {} if self.new else self._saved["lengths"]
-        if not self.new:
-            for name, item in self._stateful.items():
-                state = self._saved["states"][name]
-                (item.set_state if isinstance(item, torch.Generator) else item.load_state_dict)(state)
-            self._started -= self._saved["seconds"]
-        self._curves = None
         if ranks.rank() == 0:
+            lengths = {} if self.new else self._saved["lengths"]
             for path in [self.folder / name for name in LOGS]:  # lines after the checkpoint will be written again
                 if path.exists() and len(content := path.read_bytes()) > lengths.get(path.name, 0):
                     write(path, content[: lengths.get(path.name, 0)])
@@ -160,6 +154,10 @@ class Run:
         if self.new:
             self.log("on {device}, {type}, threads: {threads}, ranks: {ranks}".format_map(self._environment))
         else:
+            for name, item in self._stateful.items():
+                state = self._saved["states"][name]
+                (item.set_state if isinstance(item, torch.Generator) else item.load_state_dict)(state)
+            self._started -= self._saved["seconds"]
             self.log(f"continued after epoch {self._progress['epoch']}, step {self._progress['step']}")
             there = self._saved["record"]["environment"]
             for name in [name for name in WITH_EFFECT if there[name] != self._environment[name]]:
@@ -265,10 +263,10 @@ class Run:
         best = self._progress["best"]
         if ranks.rank() == 0:
             draw(self.folder)
-        texts = [value for value in best["kept"].values() if isinstance(value, str)]
+        for text in [value for value in best["kept"].values() if isinstance(value, str)]:
+            self.log(text)
         where = f", in {self._product}" if self._product is not None else ""
-        for line in [*texts, f"best val AUC {best['val_auc']:.3f}{where}; {self._seconds() / 60:.1f} minutes"]:
-            self.log(line)
+        self.log(f"best val AUC {best['val_auc']:.3f}{where}; {self._seconds() / 60:.1f} minutes")
         self._stateful = {}  # only what was best is of use from now on
         self._save(finished=True)
         if ranks.rank() == 0:
