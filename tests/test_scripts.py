@@ -31,13 +31,16 @@ SMALL = ["--dataset", "noise", "--crop", "32", "--batch-size", "16", "--epochs",
 NETWORK = ["--c", "4", "--layers", "4"]
 
 
+def small_options(script, data, out):
+    """The options that make a script's run small."""
+    options = ["--data", str(data), "--out", str(out), "--dataset", "noise", "--device", "cpu"]
+    options += [] if script is table_script else SMALL
+    return options + (NETWORK if script in (search_train, val_train) else [])
+
+
 def run(script, data, out, *options):
     """Run a script's main as its command line would."""
-    arguments = [] if script is table_script else SMALL
-    if script in (search_train, val_train):
-        arguments = [*arguments, *NETWORK]
-    common = ["--data", str(data), "--out", str(out), "--dataset", "noise", "--device", "cpu"]
-    start(script, *arguments, *common, *options)
+    start(script, *small_options(script, data, out), *options)
 
 
 @pytest.fixture(scope="session")
@@ -132,8 +135,9 @@ def test_the_weights_are_those_of_the_best_epoch(small_set, tmp_path, monkeypatc
     [(search_train, "search_first_order"), (val_train, "weights/first_order"), (chexnet, "weights/chexnet")],
 )
 def test_a_finished_run_is_left_as_it_is(copy, small_set, script, folder, capsys):
+    (copy / "data").symlink_to(small_set)
     before = files(copy)
-    run(script, small_set, copy)
+    run(script, copy / "data", copy)  # DATA is elsewhere, too
     assert f"{folder}: finished already (best val AUC 0." in capsys.readouterr().out
     assert files(copy) == before
 
@@ -189,38 +193,29 @@ def test_settings_out_of_range_are_one_line_and_write_nothing(script, options, p
     assert not list(tmp_path.iterdir())
 
 
-READ = set()
+RUNS = [(val_train, "one_cycle"), (val_train, "cosine"), (chexnet, "one_cycle"), (chexnet, "plateau")]
 
 
-class Noted(settings.Settings):
-    """Settings that remember which of them were read."""
-
-    def __getattribute__(self, name):
-        READ.add(name)
-        return super().__getattribute__(name)
-
-
-RUNS = [(search_train, None), (val_train, "one_cycle"), (val_train, "cosine")]
-RUNS += [(chexnet, "one_cycle"), (chexnet, "plateau")]
-
-
-@pytest.mark.parametrize(("script", "recipe"), RUNS)
+@pytest.mark.parametrize(("script", "recipe"), [(search_train, None), *RUNS])
 def test_each_constant_is_read_or_its_option_is_refused(script, recipe, copy, small_set, monkeypatch):
     """What `check` reads does not count: it is replaced here."""
-    given = ["--data", small_set, "--out", copy, *SMALL, *([] if script is chexnet else NETWORK), "--fresh"]
-    given += ["--recipe", recipe] if recipe else []
+    read = set()
+
+    class Noted(settings.Settings):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    given = [*small_options(script, small_set, copy), "--fresh", *(["--recipe", recipe] if recipe else [])]
     parse = partial(settings.parse_settings, script.__file__, find_preset=find_preset, recipes=utils.SCHEDULES)
-    noted = Noted(**vars(parse([*map(str, given)])))
-    monkeypatch.setattr(script, "check", lambda settings: READ.clear())
+    noted = Noted(**vars(parse(given)))
+    monkeypatch.setattr(script, "check", lambda settings: read.clear())
     script.main(noted)
-    read = READ.copy()
-    for constant in settings.read_constants(script.__file__):
-        name = constant.lower()
-        if name in vars(noted):
-            assert name in read | {"preset"}, name
-        else:
-            with pytest.raises(InputError, match=f"is not read by the recipe {recipe}, which has --{recipe[:3]}"):
-                parse([*map(str, given), f"--{name.replace('_', '-')}=1"])
+    unread = {constant.lower() for constant in settings.read_constants(script.__file__)} - read - {"preset"}
+    assert not unread & vars(noted).keys()
+    for name in unread:
+        with pytest.raises(InputError, match=f"is not read by the recipe {recipe}, which has --{recipe[:3]}"):
+            parse([*given, f"{settings.option(name)}=1"])
 
 
 def test_deterministic_algorithms_are_asked_for(small_set, tmp_path):
@@ -229,12 +224,6 @@ def test_deterministic_algorithms_are_asked_for(small_set, tmp_path):
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def test_settings_without_effect_do_not_matter(copy, small_set, capsys):
-    (copy / "data").symlink_to(small_set)
-    run(search_train, copy / "data", copy)
-    assert "finished already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("disks", [1, 2])
@@ -263,14 +252,15 @@ def test_what_is_left_when_moving_aside_breaks_off_is_not_written_over(copy, sma
             raise OSError(errno.ENOSPC, "No space left on device", str(old))
         moved.append(move(old, new))
 
-    folder = copy / "search_first_order"
-    whole = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+    def contents():
+        return {path.name: path.read_bytes() for path in copy.glob("search_first_order*/*") if path.name != "lock"}
+
+    whole = contents()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "move", full)
         assert "No space left" in one_line(run, search_train, small_set, copy, "--fresh", status=1)
     assert "is there without a checkpoint" in one_line(run, search_train, small_set, copy)
-    there = [path for place in copy.glob("search_first_order*") for path in place.iterdir() if path.name != "lock"]
-    assert {path.name: path.read_bytes() for path in there} == whole
+    assert contents() == whole
 
 
 def test_fresh_without_an_old_run_moves_nothing(small_set, tmp_path):
@@ -289,22 +279,21 @@ def test_a_cell_that_lies_in_a_searchs_folder_is_not_overwritten(small_set, tmp_
 def test_what_is_written_before_the_first_checkpoint_comes_again_under_any_settings(small_set, tmp_path):
     run(search_train, small_set, tmp_path)
     folder = tmp_path / "search_first_order"
-    for name in ("checkpoint.pt", "checkpoint_before.pt"):
-        (folder / name).unlink()
+    for path in folder.glob("checkpoint*"):
+        path.unlink()
     log = (folder / "log.txt").read_text()
     run(search_train, small_set, tmp_path, "--seed", 1)
     assert len(metrics(folder)) == 1 and (folder / "log.txt").read_text().count("\n") == log.count("\n")
     assert json.loads((folder / "settings.json").read_text())["settings"]["seed"] == 1
 
 
-def test_a_run_that_lost_its_checkpoints_is_not_written_over(copy, small_set, tmp_path, one_line):
-    run(search_train, small_set, tmp_path / "two", "--epochs", 2)
-    for folder in (copy / "weights" / "chexnet", tmp_path / "two" / "search_first_order"):
-        for path in folder.glob("checkpoint*"):
-            path.unlink()
+def test_a_run_that_lost_its_checkpoints_is_not_written_over(copy, small_set, one_line):
+    run(search_train, small_set, copy / "two", "--epochs", 2)
+    for path in copy.rglob("checkpoint*"):
+        path.unlink()
     before = files(copy)
     assert "chexnet_net.pth is there without a checkpoint" in one_line(run, chexnet, small_set, copy)
-    line = one_line(run, search_train, small_set, tmp_path / "two", "--epochs", 2)
+    line = one_line(run, search_train, small_set, copy / "two", "--epochs", 2)
     assert "search_first_order is there without a checkpoint" in line
     assert files(copy) == before
 
@@ -333,11 +322,10 @@ def test_a_run_of_an_older_version_is_left_as_it_is(copy, small_set, one_line):
 
 def test_w_learns_on_train_and_alpha_on_val(small_set, tmp_path, monkeypatch):
     """Films of val are made brighter than any of train: each step must see its own."""
-    seen = []
-    train_batch = Films.train_batch
+    seen, train_batch, forward = [], Films.train_batch, Network.forward
 
-    def marked(films, index, generator, part):
-        batch, labels = train_batch(films, index, generator, part)
+    def marked(films, *more):
+        batch, labels = train_batch(films, *more)
         return batch + (100 if films.split == "val" else 0), labels
 
     def is_val(films):
@@ -347,7 +335,6 @@ def test_w_learns_on_train_and_alpha_on_val(small_set, tmp_path, monkeypatch):
         seen.append(("α", is_val(trn[0]), is_val(val[0])))
         return torch.zeros(())
 
-    forward = Network.forward
     monkeypatch.setattr(Films, "train_batch", marked)
     monkeypatch.setattr(search_train.Architect, "step", step)
     monkeypatch.setattr(Network, "forward", lambda net, films: seen.append(is_val(films)) or forward(net, films))
@@ -370,23 +357,16 @@ def test_a_high_price_leaves_nothing_that_costs(small_set, tmp_path):
 
 def test_w_alone_learns_in_the_warm_up(small_set, tmp_path, monkeypatch):
     seen = []  # at the end of each epoch: τ, α, w
-    end_epoch = search_train.Run.end_epoch
 
-    def noted(self, *more, **stored):
-        network = self._stateful["network"]
-        copies = [
-            torch.cat([p.detach().flatten() for p in group])
-            for group in (network.arch_parameters(), network.weight_parameters())
-        ]
-        seen.append((network.temperature, *copies))
-        end_epoch(self, *more, **stored)
+    def evaluate(network, *_):
+        groups = network.arch_parameters(), network.weight_parameters()
+        seen.append((network.temperature, *(torch.cat([p.detach().flatten() for p in group]) for group in groups)))
+        return [0.9, 0.8, 0.6, 0.5][len(seen) - 1], 1.0
 
-    monkeypatch.setattr(search_train.Run, "end_epoch", noted)
-    aucs = iter([0.9, 0.8, 0.6, 0.5])
-    monkeypatch.setattr(search_train, "evaluate", lambda *_: (next(aucs), 1.0))
+    monkeypatch.setattr(search_train, "evaluate", evaluate)
     run(search_train, small_set, tmp_path, "--epochs", 4, "--warm-up", 0.5)
-    assert [tau for tau, _, _ in seen] == [1, 1, 1, 0.05]
-    alphas, weights = ([row[k] for row in seen] for k in (1, 2))
+    taus, alphas, weights = zip(*seen, strict=True)
+    assert taus == (1, 1, 1, 0.05)
     assert torch.equal(alphas[0], alphas[1]) and alphas[1].abs().max() < 0.01  # as they were drawn
     assert not torch.equal(alphas[1], alphas[2]) and not torch.equal(alphas[2], alphas[3])
     assert not torch.equal(weights[0], weights[1])
@@ -451,14 +431,14 @@ def test_a_cell_of_another_set_is_not_trained_unasked_and_one_of_an_unfinished_s
     copy, small_set, one_line, capsys
 ):
     at = copy / "search_first_order" / "settings.json"
-    record = json.loads(at.read_text())
-    at.write_text(json.dumps(record | {"settings": record["settings"] | {"epochs": 5}}))
+    searched = json.loads(at.read_text())["settings"]
+    at.write_text(json.dumps({"settings": searched | {"epochs": 5}}))
     run(val_train, small_set, copy)
     assert "the search has not finished" in capsys.readouterr().out
     (copy / "search_first_order" / "metrics.jsonl").unlink()
     run(val_train, small_set, copy)
     assert "the search has not finished" not in capsys.readouterr().out
-    at.write_text(json.dumps(record | {"settings": record["settings"] | {"checksum": "another"}}))
+    at.write_text(json.dumps({"settings": searched | {"checksum": "another"}}))
     line = one_line(run, val_train, small_set, copy, "--fresh")
     assert "search_first_order: searched on another set" in line
     assert (copy / "weights" / "first_order_net.pth").exists()
