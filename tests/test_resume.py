@@ -1,7 +1,7 @@
 """Nothing is lost: runs killed, stopped, damaged, short of disk or memory, and started twice."""
 
 import errno
-import io
+import itertools
 import os
 import random
 import shutil
@@ -23,7 +23,8 @@ from genotypes import load_genotype, random_genotype
 from model_search import Network
 from support import records, runs
 from tests.conftest import equal
-from tests.test_scripts import NETWORK, ROOT, SMALL, metrics, run
+from tests.films import flip_a_bit
+from tests.test_scripts import ROOT, metrics, run, small_options
 
 
 @pytest.fixture(autouse=True)
@@ -80,44 +81,31 @@ def compare(name, whole, stopped):
     equal(*states)
     rows = [[row | {"seconds": 0} for row in metrics(side / folder)] for side in (whole, stopped)]
     assert rows[0] == rows[1]
-    products = [*whole.rglob("*_net.pth"), *whole.rglob("genotype*.txt")]
-    assert products
-    for product in products:
-        other = stopped / product.relative_to(whole)
-        if product.suffix == ".txt":
-            assert product.read_text() == other.read_text()
-        else:
-            equal(torch.load(product), torch.load(other))
+    networks, cells = ([path.relative_to(whole) for path in whole.rglob(n)] for n in ("*_net.pth", "genotype*.txt"))
+    assert networks or cells
+    for path in networks:
+        equal(torch.load(whole / path), torch.load(stopped / path))
+    for path in cells:
+        assert (whole / path).read_text() == (stopped / path).read_text()
     assert not list(stopped.rglob("*.part"))
 
 
 # --- Killed
 
 
-def kill(name, data, folder, kills, seed):
-    """Runs of a script in `folder`/0, 1, ..., killed at random moments and started again; yields the finished ones.
-
-    Every second kill falls on a file operation: an opening, a rename, a truncation. A process of its own, which has
-    computed nothing yet, forks those that are killed, so that none has to import torch.
-    """
-    driver = subprocess.run(
-        [sys.executable, __file__, name, str(data), str(folder), str(kills), str(seed)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert driver.returncode == 0, driver.stderr[-2000:]
-    return [folder / line for line in driver.stdout.split()]
-
-
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "kills"), [("search", 20), ("second", 5), ("val", 5), ("chexnet", 5)])
 def test_killed_runs_end_as_one_never_stopped(name, kills, small_set, tmp_path, undisturbed):
-    finished = kill(name, small_set, tmp_path, kills, seed=random.randrange(10**6))
-    assert finished
-    for out in finished:
-        compare(name, undisturbed(name), out)
+    """Every second kill falls on a file operation: an opening, a rename, a truncation.
+
+    A process of its own, which has computed nothing yet, forks those that are killed: none has to import torch.
+    """
+    command = [sys.executable, __file__, name, small_set, tmp_path, str(kills), str(random.randrange(10**6))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    driver = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert driver.returncode == 0, driver.stderr[-2000:]
+    for line in driver.stdout.split():
+        compare(name, undisturbed(name), tmp_path / line)
 
 
 def forked(name, data, out, at_operation):
@@ -141,7 +129,7 @@ def forked(name, data, out, at_operation):
 
 
 def drive(name, data, folder, kills, seed):
-    """The other side of `kill`."""
+    """Runs of a script in `folder`/0, 1, ..., killed at random moments and started again; prints the finished ones."""
     rng = random.Random(seed)
     print("seed", seed, file=sys.stderr)
     killed, run, seconds = 0, 0, 4.0
@@ -170,44 +158,40 @@ def drive(name, data, folder, kills, seed):
 
 def sending(number, calls, original):
     """`original`, which sends this process the signal in its call number `calls`."""
-    made = []
+    made = itertools.count(1)
 
     def interrupt(*arguments):
-        made.append(1)
-        if len(made) == calls:
+        if next(made) == calls:
             os.kill(os.getpid(), number)
         return original(*arguments)
 
     return interrupt
 
 
-TERM, INT, HUP, USR1 = ((n, 128 + n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1))
+TERM, INT, HUP, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
 
 
 @pytest.mark.parametrize(
-    ("name", "number", "status"),
-    [("search", *TERM), ("search", *INT), ("val", *TERM), ("val", *INT), ("val", *HUP), ("val", *USR1)]
-    + [pytest.param(name, *number, marks=pytest.mark.long) for name, number in (("second", TERM), ("chexnet", INT))],
+    ("name", "number"),
+    [("search", TERM), ("search", INT), ("val", TERM), ("val", INT), ("val", HUP), ("val", USR1)]
+    + [pytest.param(*pair, marks=pytest.mark.long) for pair in (("second", TERM), ("chexnet", INT))],
 )
-def test_a_stopped_run_saves_its_step_and_goes_on(
-    name, number, status, small_set, tmp_path, undisturbed, monkeypatch, capsys
-):
+def test_a_stopped_run_saves_its_step_and_goes_on(name, number, small_set, tmp_path, undisturbed, monkeypatch, capsys):
     """SIGTERM comes in the second step of the second epoch, SIGINT during the evaluation after it."""
     place, after = (Sampler, "next"), 5 if name == "val" else 10
-    if number == signal.SIGINT:
+    if number == INT:
         place, after = (Films, "eval_batch"), 3
     before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(*place, sending(number, after, getattr(*place)))
-        with pytest.raises(SystemExit) as stop:
-            start(name, small_set, tmp_path)
-    assert stop.value.code == status
+        start(name, small_set, tmp_path)
+    assert stop.value.code == 128 + number
     assert f"stopped by {number.name}; the same command goes on" in capsys.readouterr().err
     assert not list(tmp_path.glob("weights/*_net.pth"))
     log = tmp_path / SCRIPTS[name][2] / "log.txt"
     log.open("a").write("written after the checkpoint\n")
     start(name, small_set, tmp_path)
-    assert f"continued after epoch 1, step {3 if number == signal.SIGINT else 2}" in capsys.readouterr().out
+    assert f"continued after epoch 1, step {3 if number == INT else 2}" in capsys.readouterr().out
     assert "written after the checkpoint" not in log.read_text()
     assert signal.getsignal(number) == before
     compare(name, undisturbed(name), tmp_path)
@@ -234,8 +218,8 @@ def test_signals_that_a_platform_lacks_are_no_error(small_set, tmp_path, monkeyp
 
 def test_ctrl_c_saves_a_checkpoint_when_the_screen_has_gone(small_set, tmp_path):
     """As in `python search_train.py 2>&1 | tee log.txt`: Ctrl-C ends tee first."""
-    script = [sys.executable, ROOT / "search_train.py", *SMALL, *NETWORK, "--epochs", "50", "--warm-up", "0"]
-    command = [*script, "--data", small_set, "--out", tmp_path]
+    options = small_options(search_train, small_set, tmp_path)
+    command = [sys.executable, ROOT / "search_train.py", *options, "--epochs", "50", "--warm-up", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     look = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment, "preexec_fn": hear}
     with subprocess.Popen(command, **look) as process:
@@ -255,10 +239,9 @@ def test_ctrl_c_saves_a_checkpoint_when_the_screen_has_gone(small_set, tmp_path)
 def stopped_once(small_set, tmp_path_factory):
     """A search that was stopped in the second step of its second epoch."""
     out = tmp_path_factory.mktemp("stopped")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sampler, "next", sending(signal.SIGTERM, 10, Sampler.next))
-        with pytest.raises(SystemExit):
-            start("search", small_set, out)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Sampler, "next", sending(TERM, 10, Sampler.next))
+        start("search", small_set, out)
     return out
 
 
@@ -273,9 +256,8 @@ def stopped(stopped_once, tmp_path):
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(stopped, small_set, tmp_path, undisturbed, capsys):
-    content = bytearray((stopped / "checkpoint.pt").read_bytes())
-    content[len(content) // 2] ^= 1
-    (stopped / "checkpoint.pt").write_bytes(content)
+    content = (stopped / "checkpoint.pt").read_bytes()
+    (stopped / "checkpoint.pt").write_bytes(flip_a_bit(content, len(content) // 2))
     start("search", small_set, tmp_path)
     out = capsys.readouterr().out
     assert "warning: " in out and "checkpoint.pt is damaged" in out and "continued after epoch 1, step 0" in out
@@ -312,19 +294,14 @@ def test_a_drive_that_fails_is_one_line_and_loses_nothing(
 ):
     """A checkpoint that cannot be read now is not damaged."""
 
-    class Stale(io.StringIO):
-        def write(self, _):
-            raise OSError(errno.ESTALE, "Stale file handle")
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
 
     before = {path: path.read_bytes() for path in stopped.glob("checkpoint*")}
-    for place, name, failing in (
-        (Path, "read_bytes", lambda _: Stale().write("")),
-        (runs, "open", lambda *_, **__: Stale()),
-    ):
+    for place, name, file in ((Path, "read_bytes", "checkpoint.pt"), (runs, "open", "log.txt")):
         with monkeypatch.context() as patch:
-            patch.setattr(place, name, failing, raising=False)
-            line = one_line(start, "search", small_set, tmp_path)
-        assert f"{'log.txt' if place is runs else 'checkpoint.pt'}: Stale file handle: check it" in line
+            patch.setattr(place, name, stale, raising=False)
+            assert f"{file}: Stale file handle: check it" in one_line(start, "search", small_set, tmp_path)
         assert {path: path.read_bytes() for path in stopped.glob("checkpoint*")} == before
     start("search", small_set, tmp_path)
     compare("search", undisturbed("search"), tmp_path)
@@ -374,10 +351,9 @@ def test_what_is_not_finite_stops_a_run_before_anything_is_written(what, stopped
 def test_a_foreign_network_in_the_place_of_the_product_is_not_overwritten(
     small_set, tmp_path, monkeypatch, one_line, undisturbed
 ):
-    with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "next", sending(signal.SIGTERM, 4, Sampler.next))
-        with pytest.raises(SystemExit):
-            start("val", small_set, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Sampler, "next", sending(TERM, 4, Sampler.next))
+        start("val", small_set, tmp_path)
     product = tmp_path / "weights" / "DARTS_V2_net.pth"
     product.write_bytes(b"a colleague's")
     assert "is there, but is not of this run" in one_line(start, "val", small_set, tmp_path)
