@@ -94,10 +94,7 @@ class CheXNet(nn.Module):
 
 
 def load_imagenet_weights(densenet, folder):
-    """Load torchvision's ImageNet weights from `folder`, where they are downloaded to if missing. Raises InputError.
-
-    densenet: torchvision's DenseNet-121 with its 1,000 classes.
-    """
+    """Load torchvision's ImageNet weights from `folder`, where they are downloaded to if missing. Raises InputError."""
     url = DenseNet121_Weights.IMAGENET1K_V1.url
     path = Path(folder) / url.rpartition("/")[2]
     ways = f"put {url} there by hand, or pass --no-pretrained"

@@ -17,10 +17,8 @@ class Cell(nn.Module):
     def __init__(self, pairs, concat, C_pp, C_p, C, reduction, reduction_p):
         super().__init__()
         self.sources, self.concat = [source for _, source in pairs], concat
-        if reduction_p:  # the previous cell reduced: s0 has twice the height and width of s1
-            self.preprocess0 = FactorizedReduce(C_pp, C)
-        else:
-            self.preprocess0 = ReLUConvBN(C_pp, C)
+        # Where the previous cell reduced, s0 has twice the height and width of s1.
+        self.preprocess0 = (FactorizedReduce if reduction_p else ReLUConvBN)(C_pp, C)
         self.preprocess1 = ReLUConvBN(C_p, C)
         self.relu = nn.ReLU()
         self.ops = nn.ModuleList(OPS[name](C, 2 if reduction and source < INPUT_NODES else 1) for name, source in pairs)
@@ -66,8 +64,7 @@ class Network(nn.Module):
         for k in range(layers):
             reduction = k in reductions
             C = 2 * C if reduction else C
-            pairs = genotype.reduce if reduction else genotype.normal
-            concat = genotype.reduce_concat if reduction else genotype.normal_concat
+            pairs, concat = genotype[2:] if reduction else genotype[:2]
             self.cells.append(Cell(pairs, concat, C_pp, C_p, C, reduction, reduction_p))
             C_pp, C_p, reduction_p = C_p, len(concat) * C, reduction
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -87,10 +84,7 @@ class Network(nn.Module):
         return kept / (1 - probability)
 
     def features(self, films, keep=None):
-        """The last cell's output: films (B, 3, H, W), H and W multiples of 32 -> (B, channels, H/32, W/32).
-
-        keep: drop-path factors of `drop_path`, or None.
-        """
+        """The last cell's output: films (B, 3, H, W), H and W multiples of 32 -> (B, channels, H/32, W/32)."""
         s0 = s1 = self.stem(films.contiguous(memory_format=torch.channels_last))
         for k, cell in enumerate(self.cells):
             output = cell(s0, s1, None if keep is None else keep[:, k])
@@ -98,5 +92,5 @@ class Network(nn.Module):
         return output
 
     def forward(self, films, keep=None):
-        """films and keep as `features` takes them -> logits (B, classes)."""
+        """films as `features` takes them; keep: drop-path factors of `drop_path`, or None -> logits (B, classes)."""
         return self.classifier(self.pool(self.features(films, keep)).flatten(1))

@@ -51,12 +51,9 @@ def edge_costs(C, stride):
     stride: that of the edges from the cell's two inputs; the others have stride 1. `none` costs the mean of the other
     operations, because a derived cell never has it: another operation will stand there.
     """
-    rows = []
-    for source, _ in EDGES:
-        cost = multiply_adds(C, stride if source < INPUT_NODES else 1)
-        cost = torch.tensor([cost[name] for name in PRIMITIVES if name != "none"]) / cost["sep_conv_5x5"]
-        rows.append(torch.cat([cost.mean()[None], cost]))
-    return torch.stack(rows)
+    each = [multiply_adds(C, stride if source < INPUT_NODES else 1) for source, _ in EDGES]
+    costs = torch.tensor([[cost[name] / cost["sep_conv_5x5"] for name in PRIMITIVES[1:]] for cost in each])
+    return torch.cat([costs.mean(dim=1, keepdim=True), costs], dim=1)
 
 
 # --- Operations on all E edges that leave a node, outputs stacked edge by edge as E·C channels. `MixedEdges` has their
@@ -108,21 +105,16 @@ class MixedEdges(nn.Module):
     def __init__(self, C, E, stride):
         super().__init__()
         self.C, self.relu = C, nn.ReLU()
-        self.convs = nn.ModuleDict(
-            {
-                "sep_conv_3x3": SepConvOnEdges(C, E, 3, stride),
-                "sep_conv_5x5": SepConvOnEdges(C, E, 5, stride),
-                "dil_conv_3x3": DepthwisePointwise(C, 3, stride, dilation=2, E=E),
-                "dil_conv_5x5": DepthwisePointwise(C, 5, stride, dilation=2, E=E),
-            }
-        )
-        # These have no weights, so their outputs are the same on all edges.
-        self.plain = nn.ModuleDict(
-            {
-                name: nn.Sequential(OPS[name](C, stride), nn.BatchNorm2d(C, affine=False))
-                for name in ("max_pool_3x3", "avg_pool_3x3")
-            }
-        )
+        convs = {
+            "sep_conv_3x3": SepConvOnEdges(C, E, 3, stride),
+            "sep_conv_5x5": SepConvOnEdges(C, E, 5, stride),
+            "dil_conv_3x3": DepthwisePointwise(C, 3, stride, dilation=2, E=E),
+            "dil_conv_5x5": DepthwisePointwise(C, 5, stride, dilation=2, E=E),
+        }
+        # Without weights, so their outputs are the same on all edges.
+        pools = {name: OPS[name](C, stride) for name in ("max_pool_3x3", "avg_pool_3x3")}
+        plain = {name: nn.Sequential(pool, nn.BatchNorm2d(C, affine=False)) for name, pool in pools.items()}
+        self.convs, self.plain = nn.ModuleDict(convs), nn.ModuleDict(plain)
         if stride == 1:
             self.plain["skip_connect"] = nn.Identity()
         else:
@@ -152,10 +144,8 @@ class Cell(nn.Module):
     def __init__(self, C_pp, C_p, C, reduction, reduction_p):
         super().__init__()
         self.reduction = reduction
-        if reduction_p:  # the previous cell reduced: s0 has twice the height and width of s1
-            self.preprocess0 = FactorizedReduce(C_pp, C, affine=False)
-        else:
-            self.preprocess0 = ReLUConvBN(C_pp, C, affine=False)
+        # Where the previous cell reduced, s0 has twice the height and width of s1.
+        self.preprocess0 = (FactorizedReduce if reduction_p else ReLUConvBN)(C_pp, C, affine=False)
         self.preprocess1 = ReLUConvBN(C_p, C, affine=False)
         self.sources = nn.ModuleList(
             MixedEdges(C, len(edges), stride=2 if reduction and node < INPUT_NODES else 1)
@@ -209,12 +199,10 @@ class Network(nn.Module):
     def forward(self, films):
         """films (B, 3, H, W), height and width multiples of 32 -> logits (B, num_classes)."""
         sizes = [len(edges) for edges in EDGES_FROM]
-        weights_normal, weights_reduce = (
-            logits.softmax(dim=-1)[self.by_source].split(sizes) for logits in self.edge_logits()
-        )
+        weights = [logits.softmax(dim=-1)[self.by_source].split(sizes) for logits in self.edge_logits()]
         s0 = s1 = self.stem(films.contiguous(memory_format=torch.channels_last))
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
+            s0, s1 = s1, cell(s0, s1, weights[cell.reduction])  # of normal cells, of reduction cells
         return self.classifier(self.pool(s1).flatten(1))
 
     def arch_parameters(self):
@@ -226,10 +214,7 @@ class Network(nn.Module):
         return [alphas / self.temperature for alphas in self.arch_parameters()]
 
     def cost(self):
-        """The expected cost of the two cells: Σ softmax(α / τ) · cost over all edges, a tensor () differentiable in α.
-
-        The costs are those of `edge_costs`, for one normal and one reduction cell with C channels.
-        """
+        """Σ softmax(α / τ) · `edge_costs` over the edges of one normal and one reduction cell with C channels: ()."""
         edges = zip(self.edge_logits(), self.costs, strict=True)
         return total((logits.softmax(dim=-1) * costs).sum() for logits, costs in edges)
 
@@ -238,5 +223,5 @@ class Network(nn.Module):
         return [p for name, p in self.named_parameters() if not name.startswith("alphas_")]
 
     def genotype(self):
-        """The cells that `derive` makes of α. It takes no α / τ: at a low τ the best weight of every edge is near 1."""
+        """What `derive` makes of α; not of α / τ, since at a low τ the best weight of every edge is near 1."""
         return derive(self.alphas_normal, self.alphas_reduce)

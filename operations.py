@@ -48,7 +48,7 @@ class DepthwisePointwise(nn.Module):
 
     def __init__(self, C, kernel_size, stride=1, dilation=1, E=1):
         super().__init__()
-        self.C, self.stride, self.dilation = C, stride, dilation
+        self.stride, self.dilation = stride, dilation
         # Both only hold weights. A grouped convolution scales its initial weights by the inputs of one group, so they
         # are distributed as those of E modules would be.
         self.depthwise = nn.Conv2d(E * C, E * C, kernel_size, groups=E * C, bias=False)

@@ -92,9 +92,8 @@ def _value(node, text):
             return list(range(first, end))
         case ast.Call(ast.Name("list") | ast.Attribute(_, "int64"), [argument], []):  # list(range(2, 6)), np.int64(2)
             return _value(argument, text)
-    raise InputError(
-        f"{shown(ast.get_source_segment(text, node))} is neither an operation nor a node nor a list of them"
-    )
+    part = shown(ast.get_source_segment(text, node))
+    raise InputError(f"{part} is neither an operation nor a node nor a list of them")
 
 
 def _in_a_row(value):
