@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from genotypes import (
     EDGES,
@@ -14,7 +12,6 @@ from genotypes import (
     NODES,
     PRIMITIVES,
     PUBLISHED,
-    check_genotype,
     derive,
     diagnostics,
     format_genotype,
@@ -25,9 +22,9 @@ from genotypes import (
 )
 
 
-def alphas(fill=0.0, **cells):
+def alphas(**cells):
     """An α tensor from {"e3_sep_conv_3x3": value}: edge number and operation."""
-    alpha = torch.full((len(EDGES), len(PRIMITIVES)), fill)
+    alpha = torch.zeros(len(EDGES), len(PRIMITIVES))
     for key, value in cells.items():
         edge, op = key[1:].split("_", 1)
         alpha[int(edge), PRIMITIVES.index(op)] = value
@@ -53,7 +50,7 @@ def test_derivation_compares_softmax_weights_and_never_takes_none():
     alpha = alphas(e2_sep_conv_3x3=5.0, e2_none=9.0, e3_skip_connect=2.0, e4_avg_pool_3x3=1.0)
     pairs = derive(alpha, alphas()).normal[2:4]
     assert pairs == [("skip_connect", 1), ("avg_pool_3x3", 2)]
-    all_none = derive(alphas(fill=0.0, **{f"e{e}_none": 9.0 for e in range(len(EDGES))}), alphas())
+    all_none = derive(alphas(**{f"e{e}_none": 9.0 for e in range(len(EDGES))}), alphas())
     assert all(op != "none" for op, _ in all_none.normal)
 
 
@@ -64,17 +61,12 @@ def test_ties_go_to_the_lower_node_then_to_the_earlier_primitive():
     assert derive(alphas(), tied).reduce[4:6] == [("skip_connect", 0), ("sep_conv_5x5", 2)]
 
 
-@given(st.integers(0, 2**32))
-def test_random_genotypes_are_valid_and_survive_writing_and_reading(seed):
-    genotype = random_genotype(seed)
-    check_genotype(genotype)
-    assert parse_genotype(format_genotype(genotype)) == genotype
-    assert random_genotype(seed) == genotype
-
-
-def test_random_genotypes_use_every_operation_and_source():
+def test_random_genotypes_are_those_of_their_seed_and_use_every_operation_and_source():
     assert random_genotype(-1) != random_genotype(1)
     drawn = [random_genotype(seed) for seed in range(200)]
+    assert drawn == [
+        parse_genotype(format_genotype(random_genotype(seed))) for seed in range(200)
+    ]  # so it can be built
     assert {op for g in drawn for op, _ in g.normal + g.reduce} == set(PRIMITIVES[1:])
     assert {source for g in drawn for _, source in g.normal[-2:]} == set(range(INPUT_NODES + NODES - 1))
 

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+import chexnet
+import search_train
 import test as table_script
 import utils
 from architect import Architect
@@ -25,11 +27,12 @@ from model_search import Network
 from support import ranks, runs
 from tests.conftest import equal
 from tests.test_resume import compare, start
-from tests.test_scripts import NETWORK, ROOT, SMALL, metrics, run
+from tests.test_scripts import ROOT, metrics, run, small_options
 from tests.test_table import save_network
 
 CPU = torch.device("cpu")
 BATCH = 8
+ORDERS = ("first", "second", "exact")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
@@ -67,7 +70,7 @@ def worker(data, out):
     ranks.join(CPU)
     films = Films(load_set(data), "train", 32, CPU)
     result = {}
-    for order in ("first", "second", "exact"):
+    for order in ORDERS:
         result[order] = search_steps(films, order)
         result[order, "same"] = search_steps(films, order, same_slice=True)
     sampler = Sampler(films, BATCH, torch.Generator().manual_seed(2))
@@ -83,6 +86,11 @@ def worker(data, out):
     torch.save(result, Path(out) / f"{ranks.rank()}.pt")
 
 
+@pytest.fixture
+def films(small_set):
+    return Films(load_set(small_set / "noise"), "train", 32, CPU)
+
+
 @pytest.fixture(scope="session")
 def both(small_set, tmp_path_factory):
     """What the two ranks have computed."""
@@ -94,24 +102,17 @@ def both(small_set, tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("order", "collectives"), [("first", 2), ("second", 4), ("exact", 4)])
-def test_both_ranks_hold_the_same_bits_after_every_step(both, order, collectives):
+@pytest.mark.parametrize("order", ORDERS)
+def test_both_ranks_hold_the_same_bits_after_every_step_those_of_one_process_fed_the_same_slice(both, films, order):
     equal(both[0][order], both[1][order])
-    assert both[0][order]["collectives"] == collectives
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("order", ["first", "second", "exact"])
-def test_two_ranks_fed_the_same_slice_are_one_process_fed_it(both, small_set, order):
-    films = Films(load_set(small_set / "noise"), "train", 32, CPU)
+    assert both[0][order]["collectives"] == (2 if order == "first" else 4)
     alone = search_steps(films, order, same_slice=True)
     equal(both[0][order, "same"]["states"], alone["states"])
     assert not torch.equal(both[0][order]["states"][0]["losses"], alone["states"][0]["losses"])
 
 
 @pytest.mark.long
-def test_the_slices_of_both_ranks_are_the_batch_of_one(both, small_set):
-    films = Films(load_set(small_set / "noise"), "train", 32, CPU)
+def test_the_slices_of_both_ranks_are_the_batch_of_one(both, films):
     sampler = Sampler(films, BATCH, torch.Generator().manual_seed(2))
     for first, second in zip(both[0]["batches"], both[1]["batches"], strict=True):
         for whole, *parts in zip(sampler.next(), first, second, strict=True):
@@ -119,8 +120,7 @@ def test_the_slices_of_both_ranks_are_the_batch_of_one(both, small_set):
 
 
 @pytest.mark.long
-def test_evaluation_scores_every_film_once_with_the_statistics_of_rank_0(both, small_set):
-    films = Films(load_set(small_set / "noise"), "train", 32, CPU)
+def test_evaluation_scores_every_film_once_with_the_statistics_of_rank_0(both, films):
     torch.manual_seed(3)
     network = DerivedNetwork(4, len(FINDINGS), 4, PUBLISHED["DARTS_V1"])
     network(films.eval_batch(slice(0, 8)))
@@ -134,9 +134,16 @@ def test_evaluation_scores_every_film_once_with_the_statistics_of_rank_0(both, s
 
 def launch(script, data, out, *options):
     """A script under torchrun with two ranks, which write a checkpoint and ask for signals after every step."""
-    command = [*TORCHRUN, __file__, str(ROOT / script), "--data", str(data), "--out", str(out), *options]
+    command = [*TORCHRUN, __file__, script.__file__, *small_options(script, data, out), *options]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+
+
+def finished(process):
+    """What a process prints that ends well."""
+    printed, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error[-3000:]
+    return printed
 
 
 def test_weights_that_no_output_depends_on_are_left_alone_on_several_ranks(monkeypatch):
@@ -166,9 +173,7 @@ def test_drop_path_is_sliced_as_the_films_are(small_set, tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_chexnet_trains_on_two_ranks(small_set, tmp_path):
-    process = launch("chexnet.py", small_set, tmp_path, *SMALL)
-    printed, error = process.communicate(timeout=200)
-    assert process.returncode == 0, error[-3000:]
+    printed = finished(launch(chexnet, small_set, tmp_path))
     assert printed.count("\n      1  ") == len(metrics(tmp_path / "weights" / "chexnet")) == 1
     assert (tmp_path / "weights" / "chexnet_net.pth").exists()
 
@@ -180,27 +185,21 @@ def test_two_ranks_share_the_work_of_the_table(small_set, tmp_path, table_alone)
     (tmp_path / "own").mkdir()
     Image.fromarray(data.images[0]).save(tmp_path / "own" / "a.png")
     options = ["--films", str(tmp_path / "own"), "--batch-size", "5"]
-    process = launch("test.py", small_set, tmp_path, "--dataset", "noise", "--device", "cpu", *options)
-    printed, error = process.communicate(timeout=200)
-    assert process.returncode == 0 and printed.count("**AUC on the test split") == 1, error[-3000:]
+    assert finished(launch(table_script, small_set, tmp_path, *options)).count("**AUC on the test split") == 1
     tables = {path: path.read_bytes() for path in (tmp_path / "results").glob("*.csv")}
     run(table_script, small_set, tmp_path, *options)
     assert len(tables) == 5 and tables == {path: path.read_bytes() for path in tables}
 
 
-def rank_pids(process):
-    """{rank: pid} of the processes that torchrun has started (Linux)."""
-    found = {}
-    for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
-        for pid in children.read_text().split():
-            for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                if item.startswith(b"RANK="):
-                    found[int(item[5:])] = int(pid)
-    return found
+def pid_of_rank_1(process):
+    """Of the processes that torchrun has started (Linux)."""
+    pids = [pid for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text().split()]
+    (found,) = [pid for pid in pids if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    return int(found)
 
 
 def search_on_two_ranks(data, out):
-    return launch("search_train.py", data, out, *SMALL, *NETWORK, "--epochs", "2")
+    return launch(search_train, data, out, "--epochs", "2")
 
 
 def end_one_rank(number, data, out):
@@ -210,7 +209,7 @@ def end_one_rank(number, data, out):
     while not metrics_of.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
         time.sleep(0.02)
-    os.kill(rank_pids(process)[1], number)
+    os.kill(pid_of_rank_1(process), number)
     error = process.communicate(timeout=60)[1]
     assert process.returncode != 0 and metrics_of.read_text().count("\n") == 1
     return error
@@ -220,13 +219,10 @@ def end_one_rank(number, data, out):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
 def test_a_rank_that_dies_ends_the_run_which_goes_on(small_set, tmp_path, capsys):
     """With the same number of ranks as if nothing had happened, and with another one."""
-    whole = search_on_two_ranks(small_set, tmp_path / "whole")
-    error = whole.communicate(timeout=200)[1]
-    assert whole.returncode == 0, error[-3000:]
-
+    finished(search_on_two_ranks(small_set, tmp_path / "whole"))
     end_one_rank(signal.SIGKILL, small_set, tmp_path / "killed")
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
-    assert search_on_two_ranks(small_set, tmp_path / "killed").wait(timeout=200) == 0
+    finished(search_on_two_ranks(small_set, tmp_path / "killed"))
     compare("search", tmp_path / "whole", tmp_path / "killed")
     start("search", small_set, tmp_path / "alone")
     out = capsys.readouterr().out
@@ -238,7 +234,7 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on(small_set, tmp_path, capsys
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
 def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on(small_set, tmp_path):
     assert end_one_rank(signal.SIGTERM, small_set, tmp_path).count("stopped by SIGTERM") == 2
-    assert search_on_two_ranks(small_set, tmp_path).wait(timeout=200) == 0
+    finished(search_on_two_ranks(small_set, tmp_path))
     assert len(metrics(tmp_path / "search_first_order")) == 2
 
 

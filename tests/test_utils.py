@@ -30,15 +30,15 @@ def test_bfloat16_is_for_gpus_that_have_it(native, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     assert devices.environment(torch.device("cuda"))["type"] == ("bfloat16" if native else "float32")
-    assert devices.environment(torch.device("cpu"))["type"] == "float32"
-    with devices.autocast(torch.device("cpu")):
+    assert devices.environment(CPU)["type"] == "float32"
+    with devices.autocast(CPU):
         assert not torch.is_autocast_enabled("cpu")
 
 
-def rates(schedule, epochs, steps, aucs):
+def rates(schedule, steps, aucs):
     """The learning rate at the end of each epoch, before `after_epoch`, until the schedule is done."""
     seen = []
-    for auc in aucs[:epochs]:
+    for auc in aucs:
         if schedule.done:
             break
         for _ in range(steps):
@@ -51,7 +51,7 @@ def rates(schedule, epochs, steps, aucs):
 
 def test_one_cycle_is_adamw_whose_rate_rises_and_falls_by_the_step():
     schedule = utils.OneCycle([torch.nn.Parameter(torch.zeros(1))], 4, 3, 0.003, 0.05)
-    seen = rates(schedule, 12, 1, [0.5] * 12)
+    seen = rates(schedule, 1, [0.5] * 12)
     assert max(seen) == seen[2] and 0.0025 < seen[2] < 0.003 and seen[2:] == sorted(seen[2:], reverse=True)
     assert seen[-1] == pytest.approx(0.003 / 25 / 1e4)  # a 10,000th of where it began, a 25th of the highest
     (group,) = schedule.optimizer.param_groups
@@ -60,7 +60,7 @@ def test_one_cycle_is_adamw_whose_rate_rises_and_falls_by_the_step():
 
 def test_cosine_is_sgd_whose_rate_falls_by_the_epoch():
     schedule = utils.Cosine([torch.nn.Parameter(torch.zeros(1))], 4, 3, 0.1, 0.9, 3e-4)
-    assert rates(schedule, 4, 3, [0.5] * 4) == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
+    assert rates(schedule, 3, [0.5] * 4) == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
     (group,) = schedule.optimizer.param_groups
     assert group["momentum"] == 0.9 and group["weight_decay"] == 3e-4
 
@@ -68,27 +68,23 @@ def test_cosine_is_sgd_whose_rate_falls_by_the_epoch():
 def test_plateau_is_adam_whose_rate_falls_without_a_better_auc_until_it_is_done():
     schedule = utils.Plateau([torch.nn.Parameter(torch.zeros(1))], 50, 3, 1e-6, patience=1, lr_stop=1e-7)
     # The first epoch is the best, the next changes nothing, the third divides; then every second epoch does.
-    assert rates(schedule, 50, 3, [0.5] * 50) == pytest.approx([1e-6] * 3 + [1e-7] * 2)
+    assert rates(schedule, 3, [0.5] * 50) == pytest.approx([1e-6] * 3 + [1e-7] * 2)
     better = utils.Plateau([torch.nn.Parameter(torch.zeros(1))], 50, 3, 1e-6, patience=1, lr_stop=1e-7)
-    assert rates(better, 9, 3, [0.1 * k for k in range(9)]) == [1e-6] * 9
+    assert rates(better, 3, [0.1 * k for k in range(9)]) == [1e-6] * 9
 
 
 def test_the_commit_of_another_repository_around_the_project_is_not_recorded(tmp_path, monkeypatch):
-    mine = devices.environment(torch.device("cpu"))["commit"]
+    mine = devices.environment(CPU)["commit"]
     assert mine != "unknown"
-    for command in (
-        ["init", "-q"],
-        ["-c", "user.name=a", "-c", "user.email=a", "commit", "-q", "--allow-empty", "-m", "a"],
-    ):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    make = "git init -q && git -c user.name=a -c user.email=a commit -q --allow-empty -m a"
+    subprocess.run(make, shell=True, cwd=tmp_path, check=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as in a hook of that repository
-    assert devices.environment(torch.device("cpu"))["commit"] == mine
+    assert devices.environment(CPU)["commit"] == mine
     monkeypatch.delenv("GIT_DIR")
-    (tmp_path / "project" / "support").mkdir(parents=True)
     monkeypatch.setattr(devices, "__file__", str(tmp_path / "project" / "support" / "devices.py"))
-    assert devices.environment(torch.device("cpu"))["commit"] == "unknown"
-    (tmp_path / "project" / ".git").mkdir()  # git passes over an empty one
-    assert devices.environment(torch.device("cpu"))["commit"] == "unknown"
+    for place in ("support", ".git"):  # git passes over an empty .git
+        (tmp_path / "project" / place).mkdir(parents=True)
+        assert devices.environment(CPU)["commit"] == "unknown"
 
 
 class Grey(torch.nn.Module):
