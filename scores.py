@@ -47,7 +47,7 @@ def evaluate(network, films, batch_size, pause):
 
 
 class Resamples:
-    """Resamples of patients, drawn with replacement, as many as there are; whatever is computed has the same ones.
+    """Resamples of patients, drawn with replacement, as many as there are; always the same ones for a seed.
 
     patients (N,): whose film it is. Results begin with the value of all films, then come the `resamples`.
     """
@@ -236,12 +236,11 @@ def brier_table(labels, patients, probabilities, prevalence, seed, resamples, mi
     The Brier score is the mean of (probability − label)². prevalence (findings,): what a forecaster says who knows
     nothing of a film. The average is over all findings, NaN for a network that does not know all.
     """
-    few = np.append(count_patients(labels == 1, patients) < min_patients, False)
+    few, tables = np.append(count_patients(labels == 1, patients) < min_patients, False), {}
     squares = [(p - labels) ** 2 for p in (prevalence, *probabilities.values())]
     drawn = Resamples(patients, resamples, seed).sums(np.hstack([np.ones(labels.shape), *squares]))
     films, *sums = np.split(drawn, len(squares) + 1, axis=1)
     alone, *briers = [add_average(each / films, np.ones(len(findings), bool)) for each in sums]
-    tables = {}
     for name, brier in zip(probabilities, briers, strict=True):
         columns = with_limits(brier, few), [*prevalence, math.nan], alone[0], with_limits(brier - alone, few)
         tables[name] = pd.DataFrame(np.column_stack(columns), [*findings, AVERAGE], BRIER)

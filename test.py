@@ -20,7 +20,7 @@ from report.networks import common_crop, costs, find_networks
 from report.own_films import find_own_films, score_own_films
 from report.page import write_page
 from report.predictions import read_others, write_predictions
-from report.sections import show_calibration, show_groups, show_operating_points
+from report.sections import show_sections
 from report.tables import as_markdown, describe, remarks
 from scores import COSTS, auc_table, write_scores
 from support import ranks
@@ -99,11 +99,7 @@ def main(settings):
     print(text)
     draw_roc(folder / "roc.png", labels, probabilities, data.findings)
     draw_auc(folder / "auc.png", scores)
-    sections = [
-        show_operating_points(folder, data, probabilities, of_val, settings.sensitivity, *limits),
-        show_calibration(folder, data, probabilities, *limits),
-        show_groups(folder, data, probabilities, *limits),
-    ]
+    sections = show_sections(folder, data, probabilities, of_val, settings.sensitivity, *limits)
     examples = draw_examples(folder, films, data.findings, probabilities, networks)
     sheets = {}
     if settings.films:

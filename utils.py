@@ -141,9 +141,9 @@ def predict(network, films, batch_size, pause=lambda: None):
     """
     network.eval()
     ranks.share_buffers(network)
-    batches = [slice(start, start + batch_size) for start in range(0, len(films), batch_size)]
     logits = torch.zeros_like(films.labels)
-    for batch in batches[ranks.rank() :: ranks.count()]:
+    for start in range(ranks.rank() * batch_size, len(films), ranks.count() * batch_size):
+        batch = slice(start, start + batch_size)
         logits[batch] = network(films.eval_batch(batch))
         pause()
     ranks.total(logits)

@@ -41,6 +41,15 @@ def spaced(finding):
     return finding.replace("_", " ")
 
 
+def show_sections(folder, data, probabilities, of_val, sensitivity, *limits):
+    """All sections, in the order of the page. limits: seed, resamples, min_patients."""
+    return [
+        show_operating_points(folder, data, probabilities, of_val, sensitivity, *limits),
+        show_calibration(folder, data, probabilities, *limits),
+        show_groups(folder, data, probabilities, *limits),
+    ]
+
+
 # --- Operating points
 
 

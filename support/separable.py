@@ -32,21 +32,17 @@ def depthwise_pointwise(x, depthwise, pointwise, stride, dilation, training):
 
 
 def without_outer_ring(depthwise, size, dilation):
-    """The kernels without their outer weights, if these meet only padding on a map of size × size pixels.
-
-    This happens on maps of 2×2 and 4×4 pixels.
-    """
+    """The kernels without the weights that meet only padding on a map of size × size pixels, as of 2×2 and 4×4."""
     centre = depthwise.shape[-1] // 2
     reach = min(centre, (size - 1) // dilation)
-    if reach == centre:
-        return depthwise
     near = slice(centre - reach, centre + reach + 1)
-    return depthwise[:, :, near, near]
+    return depthwise if reach == centre else depthwise[:, :, near, near]
 
 
 def plain(x, depthwise, pointwise, stride, dilation):
     """The two convolutions, one after the other."""
-    return F.conv2d(depthwise_conv(x, depthwise, stride, dilation), pointwise, groups=number_of_edges(pointwise))
+    between = depthwise_conv(x, depthwise, stride, dilation)
+    return F.conv2d(between, pointwise, groups=len(pointwise) // pointwise.shape[1])
 
 
 def composed(x, depthwise, pointwise, stride, dilation):
@@ -54,9 +50,9 @@ def composed(x, depthwise, pointwise, stride, dilation):
 
     It needs more multiplications, but neither E copies of x nor memory for what lies between the two.
     """
-    E, C, k = number_of_edges(pointwise), pointwise.shape[1], depthwise.shape[-1]
-    mixing = pointwise.view(E, C, 1, 1, C)  # (edge, output, 1, 1, input)
-    kernels = depthwise.reshape(E, 1, C, k, k).movedim(2, -1)  # (edge, 1, k, k, input)
+    C, k = pointwise.shape[1], depthwise.shape[-1]
+    mixing = pointwise.view(-1, C, 1, 1, C)  # (edge, output, 1, 1, input)
+    kernels = depthwise.reshape(-1, 1, C, k, k).movedim(2, -1)  # (edge, 1, k, k, input)
     kernel = (mixing * kernels).flatten(0, 1).movedim(-1, 1)  # (E·C, C, k, k)
     kernel = kernel.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, kernel, None, stride, dilation * (k // 2), dilation)
@@ -78,7 +74,7 @@ class Recomputing(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, depthwise, pointwise = ctx.saved_tensors
-        E = number_of_edges(pointwise)
+        E = len(pointwise) // pointwise.shape[1]
         # torch.nn.grad.conv2d_input would do the same, but leave channels-last: a step would take a tenth longer.
         transposed = pointwise.view(E, -1, pointwise.shape[1]).mT.reshape_as(pointwise)
         between_grad = F.conv2d(grad, transposed, groups=E)
@@ -141,8 +137,3 @@ def split_by_parity(x):
     """(B, C, H, W) -> (4·B, C, ⌈H/2⌉, ⌈W/2⌉): the pixels by parity of row and column; odd sizes end in zeros."""
     x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     return torch.cat([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)])
-
-
-def number_of_edges(pointwise):
-    """E, from pointwise weights (E·C, C, 1, 1)."""
-    return len(pointwise) // pointwise.shape[1]
