@@ -5,22 +5,21 @@
 makes 10 first-order searches and trains each cell that they find, trains 30 random cells, and CheXNet 3 times, and
 scores all networks on the test split. The seeds run from 1 on; a seed also draws the random cell. Further rows are
 second_order, second_order_exact, random_small (random cells about as small as searched ones), published cells by name,
-and chexnet_equal_time. All cells share one recipe, the default of val_train.py, and one time of training: the time
-that DARTS_V2's cell takes for the default number of epochs. A cell whose steps take longer has fewer epochs. How much
-longer they take is measured by steps of both networks in turn. chexnet_equal_time has this time, too; chexnet has the
-epochs of chexnet.py.
+and chexnet_equal_time. All cells share one recipe, the default of val_train.py, and one time of training: that of
+DARTS_V2's cell for the default number of epochs. A cell whose steps take longer has fewer epochs, which is measured by
+steps of both networks in turn. chexnet_equal_time has this time, too; chexnet has the epochs of chexnet.py.
 
-Each part, a row with one seed, has a folder <out>/<row>_<seed>/ and runs in processes of one thread. The command can
+A part is a row with one seed; it has a folder <out>/<row>_<seed>/ and runs in processes of one thread. The command can
 be stopped and repeated: what is finished is not run again. Every training becomes a row of <out>/compare.csv, beside
 the rows of earlier commands; the table and the figure made from them are <out>/compare.md and compare.png.
 
-random=11-30 means the seeds 11 to 30, so that several machines can share the work. --rows FILE [FILE ...] makes the
-table and the figure from rows alone. --cells FILE, rows of an earlier comparison, trains the cells that its searches
-found, on another set or for longer. --beside OTHER, the rows of another set, adds how far the two sets agree on which
-cells are better.
+random=11-30 means the seeds 11 to 30, so that several machines can share the work; --rows makes the table and the
+figure of all their rows. --beside OTHER, the rows of another set, adds how far the two sets agree on which cells are
+better.
 """
 
 import re
+import shlex
 import sys
 import threading
 from functools import partial
@@ -36,6 +35,7 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 from benchmarks import stats
 from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, read_rows, script, script_settings
 from benchmarks.speed import alternate, network_step
+from benchmarks.stats import by_row
 from chexnet import CheXNet
 from dataset import AVERAGE, crop_of, open_set
 from genotypes import PUBLISHED, load_genotype, parse_genotype, random_genotype, save_genotype
@@ -59,6 +59,7 @@ STEPS = 31  # timed of each of two networks
 TIMING = threading.Lock()  # the parts are threads of this process, and two measurements would slow each other down
 DRAWS = 100  # a cell of random_small is the smallest of so many: about 0.33 M parameters, searched cells have 0.31 M
 SIZE_BAND = 0.1  # two cells are of one size where their parameters differ by at most this share
+read = partial(read_rows, columns=COLUMNS, key=KEY)
 DEFAULT = ("first_order=3", "second_order=3", "random=6", "chexnet=3")
 
 
@@ -75,25 +76,14 @@ def read_part(text):
     return row, seeds
 
 
-def read(paths):
-    """The rows of these compare.csv, as one data frame. Raises InputError."""
-    rows = read_rows(paths, COLUMNS, KEY)
-    if unknown := set(rows["row"]) - set(ROWS):
-        where = ", ".join(map(str, paths))
-        raise InputError(f"{where}: row {min(unknown)!r} must be one of {', '.join(ROWS)}")
-    return rows
-
-
 def find_cells(path, parts):
     """{(row, seed): (genotype, minutes of its search)} of those parts that search, from the rows of a compare.csv."""
-    known = read([path])
-    cells = {}
-    for row, seed in parts:
-        if row in SEARCHED:
-            found = known[(known["row"] == row) & (known["seed"] == seed)]
-            if len(found) != 1:
-                raise InputError(f"--cells {path}: {len(found)} rows are {row} of seed {seed}, it takes 1")
-            cells[row, seed] = parse_genotype(found["genotype"].item()), found["search_minutes"].item()
+    known, cells = read([path]), {}
+    for row, seed in [part for part in parts if part[0] in SEARCHED]:
+        found = known[(known["row"] == row) & (known["seed"] == seed)]
+        if len(found) != 1:
+            raise InputError(f"--cells {path}: {len(found)} rows are {row} of seed {seed}, it takes 1")
+        cells[row, seed] = parse_genotype(found["genotype"].item()), found["search_minutes"].item()
     return cells
 
 
@@ -108,9 +98,6 @@ def cell_of(row, seed, settings, findings):
     if row == "random_small":
         return min(map(random_genotype, range(1000 * seed, 1000 * seed + DRAWS)), key=size)
     return PUBLISHED[row] if row in PUBLISHED else random_genotype(seed)
-
-
-# --- Equal time
 
 
 def step_ratio(network, batch_size, settings):
@@ -134,17 +121,13 @@ def step_ratio(network, batch_size, settings):
 def epochs_in_equal_time(out, network, batch_size, settings):
     """How many epochs this network can train in the time that the reference takes for settings.epochs.
 
-    A network and its settings are measured once: the result is kept in out/step_ratio_<checksum of these>.txt, so that
-    a run that goes on has as many epochs as before.
+    A network with these settings is measured once, so that a run that goes on has as many epochs as before.
     """
     of = f"{network} {batch_size} {settings.batch_size} {settings.crop} {settings.c} {settings.layers}"
     measured = out / f"step_ratio_{crc32(of.encode()):08x}.txt"
     if not measured.exists():
         write(measured, f"{step_ratio(network, batch_size, settings)}\n")
     return max(1, round(settings.epochs / float(measured.read_text(encoding="utf-8"))))
-
-
-# --- One part
 
 
 def run_part(options, data, row, seed, found):
@@ -200,9 +183,8 @@ def run_part(options, data, row, seed, found):
 
 
 def format_difference(values, others):
-    """The difference of two means, with its interval where there is one."""
-    middle, low, high = stats.difference(values, others)
-    return f"{middle:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low < high else "")
+    """The difference of two means, with its interval."""
+    return stats.format_interval(*stats.difference(values, others), "{:+.3f}")
 
 
 def format_means(trained):
@@ -217,7 +199,7 @@ def format_means(trained):
     }
     drawn = trained["test_auc"][trained["row"] == "random"]
     lines = []
-    for row, runs in stats.by_row(trained, ROWS).items():
+    for row, runs in by_row(trained, ROWS).items():
         cells = [
             "–" if runs[key].isna().all() else f"{form} ± {form}".format(runs[key].mean(), runs[key].std())
             for key, form in columns.values()
@@ -237,14 +219,10 @@ def format_means(trained):
 
 def format_draws(trained):
     """Searched cells against random ones that had the same chances in another respect; "" where there are none."""
-    rows = stats.by_row(trained, ROWS)
+    rows = by_row(trained, ROWS)
     drawn, small = (rows.get(row, trained[:0]) for row in ("random", "random_small"))
-    searched = [row for row in SEARCHED if row in rows]
-    if not searched or not len(drawn):
-        return ""
-    of_any_size = pd.concat([drawn, small])
-    lines = []
-    for row in searched:
+    of_any_size, lines = pd.concat([drawn, small]), []
+    for row in [row for row in SEARCHED if row in rows and len(drawn)]:
         runs = rows[row]
         auc, size = runs["test_auc"], runs[COSTS[0]].mean()
         alike = of_any_size["test_auc"][(of_any_size[COSTS[0]] / size - 1).abs() <= SIZE_BAND]
@@ -260,7 +238,7 @@ def format_draws(trained):
     )
     columns = ["random cells of its size", "AUC − these", "AUC − random_small"]
     columns += ["AUC − best random of k", "AUC − best random_small of k"]
-    return "\n" + format_table(columns, lines, notes)
+    return "\n" + format_table(columns, lines, notes) if lines else ""
 
 
 def format_agreement(trained, beside):
@@ -278,20 +256,21 @@ def format_agreement(trained, beside):
     )
 
 
-def report(trained, out, beside=None):
-    """Write and print the table; draw the figure beside it."""
+def report(trained, out, beside):
+    """Write and print the tables; draw the figure beside them."""
     text = format_means(trained) + format_draws(trained)
     if beside is not None:
         text += format_agreement(trained, beside)
     write(out.with_suffix(".md"), text)
-    aucs = {row: runs["test_auc"] for row, runs in stats.by_row(trained, ROWS).items()}
-    draw_comparison(out.with_suffix(".png"), aucs)
+    draw_comparison(out.with_suffix(".png"), {row: runs["test_auc"] for row, runs in by_row(trained, ROWS).items()})
     print(text)
 
 
 def main(arguments=None):
-    scripts = {"search": "search_train.py", "train": "val_train.py", "chexnet": "chexnet.py"}
-    parser = make_parser(__doc__, "compare", **scripts)
+    parser = make_parser(__doc__, "compare")
+    for option, file in (("search", "search_train.py"), ("train", "val_train.py"), ("chexnet", "chexnet.py")):
+        example = f'options for {file} in one string: --{option}="--batch-size 16"'
+        parser.add_argument(f"--{option}", default=[], type=shlex.split, help=example)
     parser.add_argument("parts", nargs="*", metavar="ROW=N", help=f"rows and seeds ({' '.join(DEFAULT)})")
     parser.add_argument("--dataset", default="phantom", help="a prepared set")
     parser.add_argument("--cells", metavar="FILE", help="a compare.csv whose searched cells are trained; no search")

@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 
 from benchmarks.parts import format_table
-from benchmarks.stats import auc_over_folds
+from benchmarks.stats import auc_over_folds, format_interval
 from data.making import is_finished, write_set
 from dataset import Films, load_set, read_source
 from report.networks import load_network
 from report.predictions import read_predictions, write_predictions
-from scores import AUC, GAP, auc_per_finding, interval
+from scores import AUC, GAP, auc_per_finding, with_limits
 from support.files import InputError, write
 from utils import predict
 
@@ -64,56 +64,45 @@ def score_fold(run, fold):
 def fold_auc(run, data, name):
     """A training's mean AUC over the findings on the part that was left out. data: the folder of the folds."""
     fold = load_set(Path(data) / name)
-    return float(np.nanmean(auc_per_finding(fold.truth("test")[0], score_fold(run, fold))))
+    return mean_auc(fold.truth("test")[0], score_fold(run, fold))
 
 
-def compare(runs, data):
-    """The commands' AUC over all folds and their differences to the first, a data frame with a row for each.
+def mean_auc(labels, probabilities):
+    return float(np.nanmean(auc_per_finding(labels, probabilities)))
+
+
+def report_folds(runs, data, out):
+    """Write and print the commands' AUC over all folds and their differences to the first: <out>.csv and <out>.md.
 
     runs {fold's name: {command: [the runs' folders, one for each seed]}}; data: the folder of the folds. Intervals are
     over patients, resampled within their fold: they tell nothing of how much two trainings of one command differ.
     """
-    folds, single = [], []
+    folds = []
     for name, trained in runs.items():
         fold = load_set(Path(data) / name)
         labels, patients = fold.truth("test")
         predictions = {command: [score_fold(run, fold) for run in each] for command, each in trained.items()}
         folds.append((labels == 1, patients, predictions))
-        single.append(
-            {c: np.mean([np.nanmean(auc_per_finding(labels, p)) for p in each]) for c, each in predictions.items()}
-        )
-    auc, findings = auc_over_folds(folds, RESAMPLES)
-    first, rows = next(iter(auc)), []
-    for command, average in auc.items():
-        row = {"command": command, "folds": len(folds), "seeds": len(folds[0][2][command]), "findings": findings}
-        row |= dict(zip(AUC, (average[0], *interval(average[1:])), strict=True))
+    aucs, findings = auc_over_folds(folds, RESAMPLES)
+    first, rows, lines = next(iter(aucs)), [], []
+    seeds = len(folds[0][2][first])
+    for command, auc in aucs.items():
+        gap = auc - (aucs[first] if command != first else np.nan)
+        auc, gap = with_limits(np.column_stack([auc, gap]), [])
+        row = {"command": command, "folds": len(folds), "seeds": seeds, "findings": findings}
+        row |= dict(zip([*AUC, *GAP], [*auc, *gap], strict=True)) | {"better_folds": np.nan}
+        cells = [f"`{command}`", format_interval(*auc, "{:.3f}"), "", ""]
         if command != first:
-            gap = average - auc[first]
-            row |= dict(zip(GAP, (gap[0], *interval(gap[1:])), strict=True))
-            row["better_folds"] = sum(fold[command] > fold[first] for fold in single)
+            means = [[np.mean([mean_auc(p, each) for each in q[c]]) for c in (command, first)] for p, _, q in folds]
+            row["better_folds"] = sum(own > other for own, other in means)
+            cells[2:] = format_interval(*gap, "{:+.3f}"), f"{row['better_folds']} of {len(folds)}"
         rows.append(row)
-    return pd.DataFrame(rows, columns=["command", "folds", "seeds", "findings", *AUC, *GAP, "better_folds"])
-
-
-def format_folds(compared):
-    """The frame of `compare` as a Markdown table."""
-    lines = []
-    for row in compared.itertuples():
-        gap = ["", ""]
-        if not np.isnan(row.difference):
-            gap = [f"{row.difference:+.3f} [{row.difference_low:+.3f}, {row.difference_high:+.3f}]"]
-            gap += [f"{row.better_folds:.0f} of {row.folds}"]
-        lines.append([f"`{row.command}`", f"{row.auc:.3f} [{row.low:.3f}, {row.high:.3f}]", *gap])
-    row = compared.iloc[0]
+        lines.append(cells)
     notes = (
-        f"Mean AUC over {row.findings} findings, over all pairs of films of one fold; folds: {row.folds}, seeds: "
-        f"{row.seeds}. In brackets: 95 % intervals over patients, who are resampled within their fold."
+        f"Mean AUC over {findings} findings, over all pairs of films of one fold; folds: {len(folds)}, seeds: {seeds}. "
+        "In brackets: 95 % intervals over patients, who are resampled within their fold."
     )
-    return format_table(["AUC", "difference to the first", "better folds"], lines, notes)
-
-
-def report_folds(compared, out):
-    """Write the frame of `compare` as <out>.csv and <out>.md, and print it."""
-    write(out.with_suffix(".csv"), compared.to_csv(index=False, lineterminator="\n"))
-    write(out.with_suffix(".md"), format_folds(compared))
-    print(format_folds(compared))
+    text = format_table(["AUC", "difference to the first", "better folds"], lines, notes)
+    write(out.with_suffix(".csv"), pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    write(out.with_suffix(".md"), text)
+    print(text)

@@ -2,14 +2,12 @@
 
     python -m benchmarks.hypergradient            10 minutes on one busy CPU core
 
-It takes a fresh and a partly trained supernet and their smooth twins (softplus for ReLU, average for max pools). The
-reference is the exact product in float64 at the same weights, batches and ξ. It prints
+Of a fresh and a partly trained supernet and their smooth twins (softplus for ReLU, average for max pools) it prints, in
+float64 and float32, against the exact product in float64 at the same weights, batches and ξ:
 
 - for the product ∇²α,w L_train(w, α) · v, exact and by differences with ε = radius / ‖v‖: cosine and relative error;
 - for the whole gradient ∇α L_val(w', α) − ξ · product, and for the first-order gradient: the relative error;
 - the size of the second-order term, ‖ξ · product‖ / ‖∇α L_val(w', α)‖.
-
-All of it in float64, float32 and bfloat16, which is autocast over float32 weights, as on a GPU.
 """
 
 import copy
@@ -27,6 +25,7 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 import utils
 from architect import Architect
 from benchmarks.original import smooth_twin
+from benchmarks.parts import ROOT
 from dataset import Films, Sampler, open_set
 from model_search import Network
 from support.devices import seed_everything
@@ -35,7 +34,7 @@ from support.settings import Parser, guarded
 RADII = [10.0**-k for k in range(1, 9)]
 W_LR = 0.1  # SGD's learning rate and ξ: those of the phantom's search at the time of the measurement
 STEPS = 124  # search steps before the second comparison: two epochs
-PRECISIONS = ("float64", "float32", "bfloat16")
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
 def make_architect(network):
@@ -48,10 +47,9 @@ def search(architect, trn_sampler, val_sampler, steps):
     """Make `steps` first-order search steps, which also fill the momentum."""
     network = architect.network
     for _ in range(steps):
-        trn, val = trn_sampler.next(), val_sampler.next()
-        architect.step(trn, val)
-        loss = criterion(network(trn[0]), trn[1])
-        utils.descend(loss, network.weight_parameters(), architect.w_optimizer, 5.0)
+        films, labels = trn = trn_sampler.next()
+        architect.step(trn, val_sampler.next())
+        utils.descend(criterion(network(films), labels), network.weight_parameters(), architect.w_optimizer, 5.0)
 
 
 def convert(architect, dtype, smooth):
@@ -80,30 +78,26 @@ def compare(architect, trn, val, smooth):
         errors = f"{error(product, reference):.1e} | {error(first_term - W_LR * product, whole):.1e}"
         print(f"| {precision} | {what} | {cosine:.4f} | {errors} |", flush=True)
 
-    for precision in PRECISIONS:
-        dtype = torch.float64 if precision == "float64" else torch.float32
+    for precision, dtype in PRECISIONS.items():
         at = convert(architect, dtype, smooth)
         batches = [(films.to(dtype), labels.to(dtype)) for films, labels in (trn, val)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            _, first_term, v, w_grads = at.look_ahead(*batches, W_LR)
-            first_term, exact = flat(first_term), flat(at.exact_product(w_grads, v))
-            first_order = flat(at.first(batches[1])[1])
-            if precision == "float64":
-                reference, whole = exact, first_term - W_LR * exact
-                print(f"second-order term: {W_LR * exact.norm() / first_term.norm():.2f} of ∇α L_val(w', α)\n")
-                print("| precision | product | cosine | error of the product | error of the whole gradient |")
-                print("|---|---|---:|---:|---:|")
-            print(f"| {precision} | none: first order | – | – | {error(first_order, whole):.1e} |")
-            row(precision, exact, "exact")
-            for radius in RADII:
-                mark = ", the paper's" if radius == 0.01 else ""
-                row(precision, flat(at.finite_difference_product(v, batches[0], radius)), f"{radius:.0e}/‖v‖{mark}")
+        _, first_term, v, w_grads = at.look_ahead(*batches, W_LR)
+        first_term, exact = flat(first_term), flat(at.exact_product(w_grads, v))
+        if precision == "float64":
+            reference, whole = exact, first_term - W_LR * exact
+            print(f"second-order term: {W_LR * exact.norm() / first_term.norm():.2f} of ∇α L_val(w', α)\n")
+            print("| precision | product | cosine | error of the product | error of the whole gradient |")
+            print("|---|---|---:|---:|---:|")
+        print(f"| {precision} | none: first order | – | – | {error(flat(at.first(batches[1])[1]), whole):.1e} |")
+        row(precision, exact, "exact")
+        for radius in RADII:
+            mark = ", the paper's" if radius == 0.01 else ""
+            row(precision, flat(at.finite_difference_product(v, batches[0], radius)), f"{radius:.0e}/‖v‖{mark}")
 
 
 def main():
     parser = Parser(description="Compares the products of the second order on phantom films.")
-    data = str(Path(__file__).resolve().parents[1] / "data")
-    parser.add_argument("--data", default=data, help="folder of the prepared sets")
+    parser.add_argument("--data", default=str(ROOT / "data"), help="folder of the prepared sets")
     parser.add_argument("--dataset", default="phantom", help="the set")
     parser.add_argument("--tiny", action="store_true", help="the smallest setting")
     options = parser.parse_args()

@@ -1,8 +1,6 @@
 """The original's way of computing, which `benchmarks.speed` times against this project's, and the networks' twins.
 
-The original is the repository of 2019 that this project replaces. textbook.py has its supernet: contiguous tensors, one
-module per edge and operation. `OriginalArchitect` makes its step of α, and `plain_twin` takes the project's fast forms
-out of a derived network or CheXNet. `smooth_twin` serves `benchmarks.hypergradient` and the tests.
+The original is the repository of 2019 that this project replaces; textbook.py has its supernet.
 """
 
 from functools import partial
@@ -17,9 +15,8 @@ from support.separable import plain
 def smooth_twin(network):
     """Replace each nn.ReLU of a network by nn.Softplus and each nn.MaxPool2d by nn.AvgPool2d, in place; return it.
 
-    A network without kinks has differences whose error falls with ε², so that they can be compared with exact products.
-    The new pools count their padding and the others do not, so the two operations stay different. Weights and their
-    names do not change.
+    A network without kinks has differences whose error falls with ε². The new pools count their padding and the others
+    do not, so the two operations stay different.
     """
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.ReLU):
@@ -30,10 +27,7 @@ def smooth_twin(network):
 
 
 def plain_twin(network):
-    """Take the fast forms out of a derived network or CheXNet, in place, and return it.
-
-    Its tensors are contiguous then, not channels-last, and each separable convolution is two convolutions.
-    """
+    """Make a derived network or CheXNet contiguous, each separable convolution two, in place, and return it."""
     for module in network.modules():
         if isinstance(module, DepthwisePointwise):
             weights = {"depthwise": module.depthwise.weight, "pointwise": module.pointwise.weight}
@@ -45,11 +39,10 @@ def plain_twin(network):
 
 
 class OriginalArchitect:
-    """One step on α as the original made it.
+    """The step on α as the original made it.
 
-    In the second order each step makes a new network for w', and moves the weights of the network itself to w⁺, to w⁻
-    and back. All passes write the network's running statistics, and each is a whole backward() that computes every
-    weight gradient.
+    In the second order each step makes a new network for w', and moves the weights to w⁺, to w⁻ and back. Each pass
+    writes running statistics and computes the gradients of all weights.
 
     make_network: () -> a network like `network`; w_optimizer: the SGD of w, whose ξ, μ, λ and momentum it reads.
     """
@@ -99,7 +92,7 @@ class OriginalArchitect:
         w = self.network.weight_parameters()
         gradients = self.train_gradients(trn, w)
         group = self.w_optimizer.param_groups[0]
-        unrolled = self.make_network().to(w[0]).train(self.network.training)  # dtype and device of w
+        unrolled = self.make_network()
         unrolled.load_state_dict(self.network.state_dict())
         with torch.no_grad():
             for p, gradient, p_virtual in zip(w, gradients, unrolled.weight_parameters(), strict=True):

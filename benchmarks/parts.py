@@ -12,7 +12,9 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 
@@ -29,20 +31,14 @@ FACTS = {"val_auc": float, "epochs": int, "minutes": float, "epoch_seconds": flo
 FACTS |= {"commit": str, "torch": str, "device": str, "threads": int, "date": str}
 
 
-def make_parser(doc, name, **scripts):
-    """A parser with the options that these benchmarks share. name: that of the folder and of the CSV.
-
-    scripts {option: script}: each option takes those of a script, in one string.
-    """
+def make_parser(doc, name):
+    """A parser with the options that these benchmarks share. name: that of the folder and of the CSV."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="parts that run side by side, one thread each")
     parser.add_argument("--data", default=str(ROOT / "data"), help="folder of the prepared sets")
     parser.add_argument("--out", default=name, help="where everything is written")
     rows = f"only make the table and the figure of the rows of these {name}.csv, beside the first"
     parser.add_argument("--rows", nargs="+", metavar="FILE", help=rows)
-    for option, file in scripts.items():
-        example = f'options for {file} in one string: --{option}="--batch-size 16"'
-        parser.add_argument(f"--{option}", default=[], type=shlex.split, help=example)
     return parser
 
 
@@ -60,14 +56,13 @@ def read_rows(paths, columns, key):
     for path in paths:
         try:
             tables.append(pd.read_csv(path, dtype=columns))
+            if missing := [name for name in columns if name not in tables[-1]]:
+                raise ValueError(f"no {', '.join(missing)} in its header")
         except ValueError as error:  # pandas' parser errors are ValueErrors
             raise InputError(f"{path}: not rows of this benchmark ({error})") from None
-        if missing := [name for name in columns if name not in tables[-1]]:
-            raise InputError(f"{path}: not rows of this benchmark (no {', '.join(missing)} in its header)")
     rows = pd.concat(tables, ignore_index=True)
-    again = rows.loc[rows.duplicated(key), key]
-    if len(again):
-        row = ", ".join(f"{name} {value}" for name, value in again.iloc[0].items())
+    for _, again in rows.loc[rows.duplicated(key), key].iterrows():
+        row = ", ".join(f"{name} {value}" for name, value in again.items())
         raise InputError(f"{', '.join(map(str, paths))}: two rows are of {row}: leave one out")
     return rows
 
@@ -88,11 +83,13 @@ def collect(path, read, key, parts, jobs):
     held = lock(path.with_suffix(".lock"))
     saving = threading.Lock()
 
+    def place(row):
+        return [str(row[name]) for name in key]
+
     def save(rows):
         with saving:
             there = pd.read_csv(path, dtype=str, na_filter=False).to_dict("records") if path.exists() else []
-            new = {tuple(str(row[name]) for name in key) for row in rows}
-            kept = [row for row in there if tuple(row[name] for name in key) not in new]
+            kept = [row for row in there if place(row) not in map(place, rows)]
             write(path, pd.DataFrame([*kept, *rows]).to_csv(index=False, lineterminator="\n"))
 
     def finish(part):
@@ -108,10 +105,7 @@ def collect(path, read, key, parts, jobs):
 
 
 def script(name, out, *arguments):
-    """Run a script with --out `out` and these arguments; what it prints goes to output.txt there.
-
-    The script leaves a finished run as it is and goes on with a stopped one. Where it fails, the benchmark ends.
-    """
+    """Run a script with --out `out` and these arguments; what it prints goes to output.txt there."""
     if STOPPED.is_set():
         raise SystemExit(1)
     options = [*map(str, (*arguments, "--out", out))]
@@ -136,16 +130,13 @@ def side_by_side(parts, jobs):
     failed = []
 
     def begin(part):
-        if STOPPED.is_set():
-            raise SystemExit(1)
         try:
-            return part()
+            return None if STOPPED.is_set() else part()
         except BaseException as error:
             if not STOPPED.is_set():
-                failed.append(error)
                 print("a part failed: no other begins, and those under way end with their script")
+                failed.append(error)
             STOPPED.set()
-            raise
 
     with ThreadPoolExecutor(jobs) as pool:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
@@ -165,7 +156,7 @@ def side_by_side(parts, jobs):
 
 
 def processor():
-    """What this machine's processor is called, such as "AMD EPYC"."""
+    """What this machine's processor is called."""
     cpuinfo = Path("/proc/cpuinfo")  # of Linux, where platform.processor() is empty or says x86_64
     named = re.search(r"^model name\s*:\s*(.+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
     return named[1] if named else platform.processor()
@@ -174,14 +165,16 @@ def processor():
 def facts(folder):
     """What a run's folder says of it, for a row of a table: FACTS and its genotype."""
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    seconds = [0, *(epoch["seconds"] for epoch in epochs)]
+    ends = [epoch["seconds"] for epoch in epochs]
+    lengths = [
+        end - start for start, end in pairwise(ends)
+    ] or ends  # the first epoch, which warms up, only where alone
     record = read_record(folder)
     return {
         "val_auc": max(epoch["val_auc"] for epoch in epochs),
         "epochs": len(epochs),
-        "minutes": round(epochs[-1]["seconds"] / 60, 2),
-        # The first epoch warms up.
-        "epoch_seconds": round((seconds[-1] - seconds[1]) / (len(seconds) - 2), 2) if len(seconds) > 2 else seconds[-1],
+        "minutes": round(ends[-1] / 60, 2),
+        "epoch_seconds": round(mean(lengths), 2),
         "genotype": record["settings"].get("genotype", "").removeprefix("genotype = "),
         "processor": processor(),
         **{name: record["environment"][name] for name in ("commit", "torch", "device", "threads", "date")},

@@ -3,18 +3,19 @@
     python -m benchmarks.speed --setting small    4 minutes on 2 CPU cores; without the option far longer
 
 A search step is a step on α and a step on w. The original's way is the supernet of textbook.py with the architect of
-benchmarks/original.py. The derived network and CheXNet are timed against their `plain_twin`. Both sides run in turn, in
-one process and on the same inputs; times are medians. Memory is the peak of a process of its own for each side, on
-Linux alone. Prints a Markdown table.
+benchmarks/original.py; the derived network and CheXNet are timed against their `plain_twin`. Both sides run in turn, on
+the same inputs; times are medians, memory is the peak of a process of its own (on Linux alone).
 """
 
 import copy
 import platform
-import subprocess
+import re
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -34,7 +35,6 @@ from dataset import FINDINGS
 from genotypes import PUBLISHED
 from support.settings import Parser, guarded
 
-CELL = PUBLISHED["CHESTXRAY14_FIRST_ORDER"]
 MEMORY = Path("/proc/self/status")  # its VmHWM is the peak resident memory; Linux alone has it
 # name: C and cells of the supernet, C and cells of the derived network, pixels, films in a batch
 SETTINGS = {"tiny": (4, 4, 4, 4, 32, 2), "small": (16, 8, 36, 8, 64, 16), "reference": (16, 12, 36, 20, 224, 16)}
@@ -105,12 +105,22 @@ def alternate(functions, steps):
     return [median(values[1:]) for values in times]
 
 
+def memory_of_steps(side, order, setting):
+    """This process's peak resident memory after two search steps, GB."""
+    step = search_step(side, order, setting)
+    step()
+    step()
+    # getrusage() would not do: on Linux, a new process starts with the peak of its parent there.
+    (kilobytes,) = re.findall(r"VmHWM:\s*(\d+)", MEMORY.read_text())
+    return int(kilobytes) * 1024 / 1e9
+
+
 def peak_memory(side, order, setting):
-    """Peak resident memory of a process that makes two search steps, GB; None where /proc does not tell it."""
+    """`memory_of_steps` of a process of its own; None where /proc does not tell it."""
     if not MEMORY.exists():
         return None
-    command = [sys.executable, __file__, "--setting", setting, "--memory-of", side, order]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(memory_of_steps, side, order, setting).result()
 
 
 def report(setting, steps):
@@ -122,9 +132,9 @@ def report(setting, steps):
     def row(name, plain, ours, memory=""):
         print(f"| {name} | {plain:.2f} s | {ours:.2f} s | {plain / ours:.2f}× | {memory} |", flush=True)
 
-    orders, seconds = ("first", "second", "exact"), {}
+    seconds = {}
     # Memory comes first, while this process is small: the exact product takes 20 GB in the reference setting.
-    memory = {order: peak_memory("ours", order, setting) for order in orders}
+    memory = {order: peak_memory("ours", order, setting) for order in ("first", "second", "exact")}
     for order in ("first", "second"):
         theirs = peak_memory("original", order, setting)
         plain, seconds[order] = alternate([search_step(side, order, setting) for side in ("original", "ours")], steps)
@@ -135,18 +145,15 @@ def report(setting, steps):
     print(f"| search step, exact product | – | {seconds['exact']:.2f} s | – | {peak} |", flush=True)
 
     data = batch(pixels, films, 1)
-    for name, network in (
-        ("derived network", model_eval.Network(C_eval, len(FINDINGS), layers_eval, CELL)),
-        ("CheXNet", CheXNet(len(FINDINGS))),
-    ):
+    derived = model_eval.Network(C_eval, len(FINDINGS), layers_eval, PUBLISHED["CHESTXRAY14_FIRST_ORDER"])
+    for name, network in (("derived network", derived), ("CheXNet", CheXNet(len(FINDINGS)))):
         plain = plain_twin(copy.deepcopy(network))
         for training in (True, False):
             pair = alternate([network_step(net, data, training) for net in (plain, network)], steps)
             row(f"{name}, {'training step' if training else 'inference'}", *pair)
-    step = search_step("ours", "first", setting)
     product = partial(torch.mm, *torch.randn(2, 2048, 2048))  # which a processor does at about its highest rate
     (alone,) = alternate([product], steps)
-    work = utils.count_multiply_adds(step) / 1e9
+    work = utils.count_multiply_adds(search_step("ours", "first", setting)) / 1e9
     most = utils.count_multiply_adds(product) / 1e9 / alone
     rate = f"{work:.0f} G multiply-adds, {work / seconds['first']:.0f} G a second"
     print(f"\nHere a first-order step makes {rate}; a matrix product makes {most:.0f} G a second.")
@@ -158,18 +165,9 @@ def main():
     parser = Parser(description="Times search steps against the original's way of making them.")
     parser.add_argument("--setting", choices=SETTINGS, help="one setting (default: small and reference)")
     parser.add_argument("--steps", type=int, default=5, help="steps of each side after one that is not counted")
-    parser.add_argument("--memory-of", nargs=2, metavar=("SIDE", "ORDER"), help="print one side's peak memory, GB")
     options = parser.parse_args()
-    if options.steps < 1 or (options.memory_of and not options.setting):
-        parser.error("--steps must be at least 1, and --memory-of goes with a --setting")
-    if options.memory_of:
-        step = search_step(*options.memory_of, options.setting)
-        step()
-        step()
-        # getrusage() would not do: on Linux, a new process starts with the peak of its parent there.
-        status = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
-        print(int(status["VmHWM"].split()[0]) * 1024 / 1e9)
-        return
+    if options.steps < 1:
+        parser.error("--steps must be at least 1")
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {date.today()}")
     for setting in [options.setting] if options.setting else ["small", "reference"]:
         report(setting, options.steps)

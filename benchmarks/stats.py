@@ -11,8 +11,9 @@ RESAMPLES = 2000  # of the bootstrap
 
 
 def by_row(trained, order):
-    """{row: its trainings} of those rows of `order` that have any, in that order."""
-    return {row: trained[trained["row"] == row] for row in order if (trained["row"] == row).any()}
+    """{row: its trainings}, the rows in that order, and behind them those that are not in it."""
+    runs = dict(list(trained.groupby("row", sort=False)))
+    return {row: runs[row] for row in dict.fromkeys([*order, *runs]) if row in runs}
 
 
 def difference(values, others):
@@ -22,6 +23,11 @@ def difference(values, others):
     """
     low, high = ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
     return values.mean() - others.mean(), low, high
+
+
+def format_interval(middle, low, high, form):
+    """A number, and its interval where there is one."""
+    return form.format(middle) + (f" [{form}, {form}]".format(low, high) if low < high else "")
 
 
 def percentile(values, among):

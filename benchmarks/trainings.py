@@ -3,10 +3,9 @@
     python -m benchmarks.trainings "val_train.py --genotype DARTS_V2" "chexnet.py --batch-size 32" --seeds 0 1 --jobs 2
     python -m benchmarks.trainings "val_train.py --genotype DARTS_V2" chexnet.py --minutes 1 2 4 8 16 --jobs 2
 
-runs each command, a script with its options in one string, on each set with each seed, on one thread. Without
---minutes a training has the epochs that its script gives it. With --minutes there is one training for each of these
-lengths, from scratch, of as many whole epochs as fit into it, at least one; the learning rate's schedule runs over just
-these. How long an epoch takes is measured first, by a training of its own.
+runs each command, a script with its options in one string, on each set with each seed, on one thread. With --minutes
+there is one training for each of these lengths, from scratch, of as many whole epochs as fit into it, at least one; the
+learning rate's schedule runs over just these. How long an epoch takes is measured by a training of its own.
 
 Choose settings on sets that serve for this alone:
 
@@ -18,13 +17,13 @@ The comparison is <out>/folds.md, its numbers folds.csv; benchmarks/folds.py say
 
 The command can be stopped and repeated: what is finished is not run again. Every training becomes a row of
 <out>/trainings.csv, beside the rows of earlier commands; the table made from them is <out>/trainings.md, and the
-figure of those with --minutes trainings.png. --rows FILE [FILE ...] makes both from rows alone, so that several
-machines can share the work.
+figure of those with --minutes trainings.png. --rows makes both of rows that several machines made.
 """
 
 import re
 import shlex
 import sys
+import threading
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -33,15 +32,17 @@ from zlib import crc32
 if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.folds import compare, fold_auc, make_folds, report_folds
-from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, read_rows, script, side_by_side
+from benchmarks.folds import fold_auc, make_folds, report_folds
+from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, read_rows, script
 from dataset import open_set
 from report.figures import draw_quality
-from support.files import InputError, load_state, write
+from report.networks import load_network
+from support.files import InputError, write
 from support.settings import guarded
 
 SCRIPTS = ("val_train.py", "chexnet.py")
 PACE = 2  # epochs of the training that measures how long one takes; the first one warms up
+PACING = threading.Lock()  # parts of several seeds and lengths wait for one such training
 KEY = ["command", "dataset", "seed", "asked_minutes"]
 COLUMNS = FACTS | {"command": str, "dataset": str, "seed": int}  # of the CSV
 COLUMNS |= dict.fromkeys(("asked_minutes", "parameters_millions"), float)  # asked_minutes: empty without --minutes
@@ -80,20 +81,16 @@ def train(options, command, dataset, seed, length, *more):
     return trained_in(out)
 
 
-def measure_pace(options, command, dataset):
-    """Seconds that an epoch takes."""
-    return facts(train(options, command, dataset, 0, "_pace", "--epochs", PACE))["epoch_seconds"]
-
-
-def run_part(options, paces, asked, dataset, seed, command):
-    """One training, for `asked` minutes if that is not ""; a row of the CSV. paces {(command, dataset): seconds}."""
+def run_part(options, asked, dataset, seed, command):
+    """One training, for `asked` minutes if that is not ""; a row of the CSV."""
     length, more = "", ()
     if asked:
-        epochs = max(1, int(60 * asked / paces[command, dataset]))
-        length, more = f"_{asked:g}min", ("--epochs", epochs)
+        with PACING:
+            pace = facts(train(options, command, dataset, 0, "_pace", "--epochs", PACE))["epoch_seconds"]
+        length, more = f"_{asked:g}min", ("--epochs", max(1, int(60 * asked / pace)))
     run = train(options, command, dataset, seed, length, *more)
-    weights = load_state(f"{run}_net.pth")["weights"]
-    parameters = sum(v.numel() for k, v in weights.items() if not k.endswith(("_mean", "_var", "_tracked")))
+    network, _ = load_network(f"{run}_net.pth")
+    parameters = sum(p.numel() for p in network.parameters())
     row = {"command": command, "dataset": dataset, "seed": seed, "asked_minutes": asked}
     row |= {"fold_auc": fold_auc(run, options.data, dataset)} if options.folds else {}
     return row | {"parameters_millions": round(parameters / 1e6, 4)} | facts(run)
@@ -149,11 +146,8 @@ def main(arguments=None):
         options.data = Path(options.out) / "sets"
         options.sets = make_folds(*data, options.data, options.folds)[: options.first or None]
 
-    paces = dict.fromkeys(product(options.commands, options.sets) if options.minutes else ())
-    measured = side_by_side([partial(measure_pace, options, *training) for training in paces], options.jobs)
-    paces = dict(zip(paces, measured, strict=True))
     trainings = product(options.minutes or [""], options.sets, options.seeds, options.commands)
-    parts = [partial(run_part, options, paces, *training) for training in dict.fromkeys(trainings)]
+    parts = [partial(run_part, options, *training) for training in dict.fromkeys(trainings)]
     out = Path(options.out) / "trainings.csv"
     report(collect(out, read, KEY, parts, options.jobs), out)
     if options.folds:
@@ -161,7 +155,7 @@ def main(arguments=None):
             name: {c: [trained_in(place(options, c, name, seed)) for seed in options.seeds] for c in options.commands}
             for name in options.sets
         }
-        report_folds(compare(runs, options.data), out.with_name("folds"))
+        report_folds(runs, options.data, out.with_name("folds"))
 
 
 if __name__ == "__main__":
