@@ -56,9 +56,7 @@ def convert(architect, dtype, smooth):
     """The same point of the search in another precision; smooth: for the smooth twin of the network."""
     network = copy.deepcopy(architect.network).to(dtype)
     other = make_architect(smooth_twin(network) if smooth else network)
-    for p, q in zip(architect.network.weight_parameters(), network.weight_parameters(), strict=True):
-        if p in architect.w_optimizer.state:
-            other.w_optimizer.state[q]["momentum_buffer"] = architect.w_optimizer.state[p]["momentum_buffer"].to(dtype)
+    other.w_optimizer.load_state_dict(architect.w_optimizer.state_dict())  # which converts the momentum, too
     return other
 
 

@@ -42,10 +42,6 @@ def search_rows():
     return rows
 
 
-def training_rows():
-    return [{key: row[key] for key in ("epoch", "train_loss", "val_loss", "val_auc")} for row in search_rows()]
-
-
 def write_rows(folder, rows):
     folder.mkdir(exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -170,30 +166,33 @@ def test_results_films_and_summary(tmp_path):
 
 # --- A run folder
 
+DRAWN = ("cells.png", "cells.gif", "alphas.png", "search.png")
 
-def test_pictures_of_a_search_and_of_a_training(tmp_path):
+
+def test_pictures_of_a_search(tmp_path):
     search = write_rows(tmp_path / "search", search_rows())
     save_genotype(search / "genotype.txt", random_genotype(2))
     figures.draw_run(search)
-    training = write_rows(tmp_path / "training", training_rows())
-    figures.draw_run(training)
-    drawn = {path.name for path in search.glob("*.[pg][ni][gf]")}
-    assert drawn == {"cells.png", "cells.gif", "alphas.png", "search.png"}
-    for path in [*search.glob("*.[pg][ni][gf]"), training / "training.png"]:
-        check_picture(path)
+    assert {path.name for path in search.iterdir()} == {*DRAWN, "metrics.jsonl", "genotype.txt"}
+    for name in DRAWN:
+        check_picture(search / name)
     with Image.open(search / "cells.gif") as image:
         assert image.n_frames == EPOCHS
 
 
-def test_pictures_are_the_same_whatever_the_user_has_chosen_for_matplotlib(tmp_path):
+def test_pictures_of_a_training_are_the_same_whatever_the_user_has_chosen_for_matplotlib(tmp_path):
     style = "text.usetex: True\nfont.family: Nowhere\nfigure.facecolor: black\nsavefig.bbox: tight\n"
     (tmp_path / "matplotlibrc").write_text(style)  # Matplotlib reads it in the folder where it is imported
-    training = write_rows(tmp_path / "training", training_rows())
+    training = write_rows(
+        tmp_path / "training",
+        [{k: row[k] for k in ("epoch", "train_loss", "val_loss", "val_auc")} for row in search_rows()],
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "not_installed"}
     command = [sys.executable, "-m", "report.figures", "training"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     picture = (training / "training.png").read_bytes()
+    check_picture(training / "training.png")
     figures.draw_run(training)
     assert (training / "training.png").read_bytes() == picture
     sources = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("report/*.py"))

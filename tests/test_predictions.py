@@ -128,15 +128,6 @@ def test_any_bytes_give_numbers_or_one_line(at, content):
         assert np.isfinite(values[known]).all() and (known.all(axis=0) == known.any(axis=0)).all() and known.any()
 
 
-@pytest.mark.parametrize("nothing", ["", "NaN", "n/a", " nan "])
-def test_findings_without_a_number_are_nan_and_told(at, nothing, capsys):
-    table = frame().drop(columns=["prob_Mass", "prob_Hernia"]).assign(prob_Edema=nothing, prob_Fracture=0.5)
-    missing = [finding in ("Mass", "Edema", "Hernia") for finding in FINDINGS]
-    assert np.array_equal(read(at, table), np.where(missing, np.nan, VALUES), equal_nan=True)
-    said = "no numbers for Mass, Edema, Hernia; columns that are not read: 'prob_Fracture'\n"
-    assert capsys.readouterr().out == f"{at}: {said}"
-
-
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -162,11 +153,27 @@ def test_what_is_in_doubt_is_refused_in_one_line(at, content, problem):
     assert str(error.value).startswith(f"{at}: {problem}") and "\n" not in str(error.value)
 
 
-def test_a_row_that_is_there_twice_and_rows_of_other_films_do_no_harm(at, capsys):
-    again = frame()[1:2].assign(**{"Image Index": "images/" + FILMS[1].replace("png", "jpg")})
-    others = [again.assign(prob_Mass=value, **{"Image Index": "other.png"}) for value in (0.5, "no number")]
-    assert np.array_equal(read(at, pd.concat([frame(), again, *others])), VALUES)
-    assert capsys.readouterr().out == f"{at}: 2 rows of films that are not in the test split are left out\n"
+AGAIN = frame()[1:2].assign(**{"Image Index": "images/" + FILMS[1].replace("png", "jpg")})
+OTHERS = [AGAIN.assign(prob_Mass=value, **{"Image Index": "other.png"}) for value in (0.5, "no number")]
+ROUNDED = np.where(np.isin(FINDINGS, ["Mass", "Edema"]), VALUES.round(), VALUES)
+MISSING = np.where(np.isin(FINDINGS, ["Mass", "Edema", "Hernia"]), np.nan, VALUES)
+FEWER = frame().drop(columns=["prob_Mass", "prob_Hernia"]).assign(prob_Fracture=0.5)
+NO_NUMBERS = "no numbers for Mass, Edema, Hernia; columns that are not read: 'prob_Fracture'"
+DECISIONS = "only 0 and 1 for Mass, Edema: are these decisions? An AUC needs probabilities or other scores"
+
+
+@pytest.mark.parametrize(
+    ("content", "values", "said"),
+    [
+        *((FEWER.assign(prob_Edema=nothing), MISSING, NO_NUMBERS) for nothing in ("", "NaN", "n/a", " nan ")),
+        (pd.concat([frame(), AGAIN, *OTHERS]), VALUES, "2 rows of films that are not in the test split are left out"),
+        (frame(ROUNDED), ROUNDED, DECISIONS),
+        (frame().assign(Mass=1, edema=0), VALUES, None),  # columns with prob_ go before those of labels
+    ],
+)
+def test_what_is_missing_or_left_out_or_strange_is_said(at, content, values, said, capsys):
+    assert np.array_equal(read(at, content), values, equal_nan=True)
+    assert capsys.readouterr().out == (f"{at}: {said}\n" if said else "")
 
 
 def test_films_that_differ_only_in_folder_or_extension_match_by_their_whole_names(at):
@@ -175,23 +182,12 @@ def test_films_that_differ_only_in_folder_or_extension_match_by_their_whole_name
     assert np.array_equal(read_predictions(at, films[::-1], FINDINGS), VALUES[2::-1])
 
 
-def test_columns_of_zeros_and_ones_get_a_word(at, capsys):
-    values = np.where(np.isin(FINDINGS, ["Mass", "Edema"]), VALUES.round(), VALUES)
-    assert np.array_equal(read(at, frame(values)), values)
-    said = "only 0 and 1 for Mass, Edema: are these decisions? An AUC needs probabilities or other scores\n"
-    assert capsys.readouterr().out == f"{at}: {said}"
-
-
-def test_a_column_with_prob_goes_before_one_of_labels(at):
-    assert np.array_equal(read(at, frame().assign(Mass=1, edema=0)), VALUES)
-
-
 def test_decimal_commas_between_commas_are_refused_not_cut(at):
-    def text(quote, rows):
-        cells = [f"{quote}0,5{quote}" if row in rows else "0.5" for row in range(len(FILMS))]
+    def text(half, rows):
+        cells = [half if row in rows else "0.5" for row in range(len(FILMS))]
         return "\n".join(["Image Index,prob_Mass", *map(",".join, zip(FILMS, cells, strict=True))])
 
-    assert (read(at, text('"', [3]))[:, FINDINGS.index("Mass")] == 0.5).all()
+    assert (read(at, text('"0,5"', [3]))[:, FINDINGS.index("Mass")] == 0.5).all()
     for rows in (range(len(FILMS)), [0], [3]):  # without quotes in all lines, or in some
         with pytest.raises(InputError):
-            read(at, text("", rows))
+            read(at, text("0,5", rows))
