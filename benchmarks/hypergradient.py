@@ -33,7 +33,7 @@ from support.settings import Parser, guarded
 
 RADII = [10.0**-k for k in range(1, 9)]
 W_LR = 0.1  # SGD's learning rate and ξ: those of the phantom's search at the time of the measurement
-STEPS = 124  # search steps before the second comparison: two epochs
+SETTING = 8, 5, 64, 32, 124  # C, cells, pixels, films in a batch, search steps before the second comparison: two epochs
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -94,15 +94,11 @@ def compare(architect, trn, val, smooth):
 
 
 def main():
-    parser = Parser(description="Compares the products of the second order on phantom films.")
-    parser.add_argument("--data", default=str(ROOT / "data"), help="folder of the prepared sets")
-    parser.add_argument("--dataset", default="phantom", help="the set")
-    parser.add_argument("--tiny", action="store_true", help="the smallest setting")
-    options = parser.parse_args()
-    C, layers, crop, films, steps = (4, 4, 32, 8, 2) if options.tiny else (8, 5, 64, 32, STEPS)
+    Parser(description="Compares the products of the second order on phantom films.").parse_args()
+    C, layers, crop, films, steps = SETTING
     device = torch.device("cpu")
     generator = seed_everything(0, device)
-    data = open_set(options.data, options.dataset)
+    data = open_set(ROOT / "data", "phantom")
     trn_sampler, val_sampler = (Sampler(Films(data, s, crop, device), films, generator) for s in ("train", "val"))
     network = Network(C, len(data.findings), layers)
     utils.start_at_prevalence(network.classifier, trn_sampler.films.labels)

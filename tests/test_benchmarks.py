@@ -64,7 +64,9 @@ def test_memory_is_measured_in_a_process_of_its_own():
 @pytest.mark.long
 def test_hypergradient_prints_every_precision_and_radius(capsys, monkeypatch, small_set):
     monkeypatch.setattr(hypergradient, "RADII", [1e-2, 1e-4])
-    monkeypatch.setattr(sys, "argv", ["hypergradient", "--tiny", "--data", str(small_set), "--dataset", "noise"])
+    monkeypatch.setattr(hypergradient, "SETTING", (4, 4, 32, 8, 2))
+    monkeypatch.setattr(hypergradient, "open_set", lambda *_: load_set(small_set / "noise"))
+    monkeypatch.setattr(sys, "argv", ["hypergradient"])
     hypergradient.main()
     text = capsys.readouterr().out
     for precision in hypergradient.PRECISIONS:  # fresh and trained, each with its smooth twin

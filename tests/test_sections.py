@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
 import scores
 from dataset import AVERAGE, PreparedSet
 from report.sections import show_calibration, show_groups, show_operating_points
-from scores import AUC, GAP, MEASURES
+from scores import AUC, BRIER, GAP, MEASURES
 
 FINDINGS = ("Mass", "Left_lung", "Hernia")
 LIMITS = 7, 150, 10  # seed, resamples, MIN_PATIENTS
@@ -37,7 +37,7 @@ def made(tmp_path):
         parts[part] = {name: 1 / (1 + np.exp(-z[split == part])) for name, z in logits.items()}
     del parts["val"]["other"]
     weights = scores.Resamples(data.truth("test")[1], *LIMITS[1::-1])
-    weights = np.concatenate([block.T for block in weights.blocks()])[1:, weights.patient].astype(float)
+    weights = np.concatenate([block.T for block in weights.blocks()])[:, weights.patient].astype(float)
     return SimpleNamespace(data=data, folder=tmp_path, weights=weights, positive=data.truth("test")[0] == 1, **parts)
 
 
@@ -45,9 +45,14 @@ def read(made, name, *index):
     return pd.read_csv(made.folder / name).set_index([*index])
 
 
-def limits_of(made, statistic):
-    """The limits by hand; statistic: a function of weights of the films, (N,)."""
-    return np.nanpercentile([statistic(w) for w in made.weights], [2.5, 97.5], axis=0)
+def check(row, columns, values, atol=1e-12):
+    """The numbers in `columns` of a row, and their limits, are those by hand.
+
+    columns (numbers, 3): their names; values (1 + resamples, numbers): of all films, then of each resample.
+    """
+    values = np.array(values)
+    expected = [values[0], *np.nanpercentile(values[1:], [2.5, 97.5], axis=0)]
+    assert np.allclose(row[np.transpose(columns).ravel()].astype(float), np.ravel(expected), rtol=0, atol=atol)
 
 
 # --- Operating points
@@ -69,16 +74,12 @@ def test_operating_points_are_those_of_the_confusion_matrix(made, sensitivity):
         row, scores_of = table.loc[("net", finding)], p[labels[:, k], k]
         higher = np.unique(p[:, k])[np.unique(p[:, k]) > row["threshold"]].min()
         assert (scores_of >= row["threshold"]).mean() >= sensitivity > (scores_of >= higher).mean()
-
-        def measures(w, k=k, threshold=row["threshold"]):
-            flagged = made.test["net"][:, k] >= threshold
+        flagged, measured = made.test["net"][:, k] >= row["threshold"], []
+        for w in made.weights:
             tn, fp, fn, tp = confusion_matrix(made.positive[:, k], flagged, sample_weight=w).ravel()
-            return tp / (tp + fn), tn / (tn + fp), tp / (tp + fp), tn / (tn + fn), (tp + fp) / w.sum()
-
-        assert np.allclose(row[MEASURES], measures(np.ones(FILMS["test"])), rtol=0, atol=1e-12)
-        expected = limits_of(made, measures)
-        for end, limit in zip(("low", "high"), expected, strict=True):
-            assert np.allclose(row[[f"{m}_{end}" for m in MEASURES]], limit, rtol=0, atol=1e-12)
+            shares = tp / (tp + fn), tn / (tn + fp), tp / (tp + fp), tn / (tn + fn), (tp + fp) / w.sum()
+            measured.append(shares)
+        check(row, [(m, f"{m}_low", f"{m}_high") for m in MEASURES], measured)
     assert f"at the threshold where it finds {100 * sensitivity:.0f} % of" in section.says
 
 
@@ -100,29 +101,22 @@ def test_too_few_patients_have_no_threshold_and_other_models_no_operating_point(
 def test_brier_scores_are_scikit_learns_beside_those_of_the_prevalence(made):
     prevalence = made.data.truth("train")[0].mean(axis=0)
     (shown,) = show_calibration(made.folder, made.data, made.test, *LIMITS).tables.values()
-    table = read(made, "brier.csv", "network", "finding")
+    table = read(made, "brier.csv", "network", "finding").loc["net"]
+
     every = []
     for k, finding in enumerate(FINDINGS):
-        row, alone = table.loc[("net", finding)], np.full(FILMS["test"], prevalence[k])
-
-        def both(w, k=k, alone=alone):
-            return [brier_score_loss(made.positive[:, k], p, sample_weight=w) for p in (made.test["net"][:, k], alone)]
-
-        own, other = both(np.ones(len(alone)))
-        numbers = own, prevalence[k], other, own - other
-        assert np.allclose(row[["brier", "prevalence", "prevalence_brier", "difference"]], numbers, rtol=0, atol=1e-7)
-        every.append([both(w) for w in made.weights])
+        row, films = table.loc[finding], (made.test["net"][:, k], np.full(FILMS["test"], prevalence[k]))
+        scored = [[brier_score_loss(made.positive[:, k], p, sample_weight=w) for p in films] for w in made.weights]
+        every.append(np.transpose([np.transpose(scored)[0], -np.diff(scored)[:, 0]]))  # the score, the difference
+        numbers = [scored[0][0], every[k][0, 1], prevalence[k], scored[0][1]]
+        assert np.allclose(row[["brier", "difference", *BRIER[3:5]]], numbers, rtol=0, atol=1e-7)
         if k < 2:
-            low, high = np.percentile(np.subtract(*np.transpose(every[k])), [2.5, 97.5])
-            assert np.allclose(row[["difference_low", "difference_high"]], (low, high), rtol=0, atol=1e-7)
-            assert shown.rows[k][1][2].text == f"{own:.4f}"
+            check(row, [BRIER[:3], GAP], every[k], 1e-7)
+            assert shown.rows[k][1][2].text == f"{scored[0][0]:.4f}"
+    check(table.loc[AVERAGE], [BRIER[:3], GAP], np.mean(every, axis=0), 1e-7)
+    assert table.loc["Hernia", ["brier_low", "difference_low"]].isna().all()
     marks = [cell.best for _, cells in shown.rows[:2] for cell in cells[2:]]
     assert marks == [True, True, True, False]  # of the last one, zero lies within the interval
-    limits = np.percentile(np.mean(every, axis=0)[:, 0], [2.5, 97.5])
-    assert np.allclose(
-        table.loc[("net", AVERAGE), ["brier_low", "brier_high"]].astype(float), limits, rtol=0, atol=1e-7
-    )
-    assert table.loc[("net", "Hernia"), ["brier_low", "difference_low"]].isna().all()
     assert (made.folder / "calibration.png").exists()
 
 
@@ -138,8 +132,9 @@ def test_calibration_curves_are_scikit_learns_over_all_findings(made, monkeypatc
     assert len(observed) == 5 and len(curve) == 4
     assert np.allclose(curve[:, :2], np.column_stack([predicted, observed])[:4], rtol=0, atol=1e-9)
     inside = (p >= 0.2) & (p < 0.4)
-    limits = limits_of(made, lambda w: (w @ (inside * labels)).sum() / (w @ inside).sum())
-    assert np.allclose(curve[1, 2:], limits, rtol=0, atol=1e-9)
+    shares = [(w @ (inside * labels)).sum() / (w @ inside).sum() for w in made.weights]
+    limits = [shares[0], *np.percentile(shares[1:], [2.5, 97.5])]
+    assert np.allclose(curve[1, 1:], limits, rtol=0, atol=1e-9)
 
 
 def test_numbers_that_are_no_probabilities_have_no_calibration(made):
@@ -166,19 +161,16 @@ def test_groups_have_scikit_learns_auc_and_differences_within_the_resamples(made
     def auc(inside, w, k):
         return roc_auc_score(made.positive[inside, k], made.test["net"][inside, k], sample_weight=w[inside])
 
-    for group, inside in groups.items():
-        ones, resampled = np.ones(len(age)), []
-        for k, finding in enumerate(FINDINGS[:2]):
+    aucs = {group: [[auc(inside, w, k) for k in (0, 1)] for w in made.weights] for group, inside in groups.items()}
+    aucs = {group: np.column_stack([each, np.mean(each, axis=1)]) for group, each in aucs.items()}
+    for group, own in aucs.items():
+        for k, finding in enumerate((*FINDINGS[:2], AVERAGE)):
             row = table.loc[("Age", finding, "net", group)]
-            resampled.append([(auc(inside, w, k), auc(groups[largest], w, k)) for w in made.weights])
-            assert row["auc"] == pytest.approx(auc(inside, ones, k), abs=1e-12)
-            own, other = np.transpose(resampled[-1])
-            assert np.allclose(row[AUC[1:]], np.percentile(own, [2.5, 97.5]), rtol=0, atol=1e-12)
-            gap = [auc(inside, ones, k) - auc(groups[largest], ones, k), *np.percentile(own - other, [2.5, 97.5])]
-            expected = [np.nan] * 3 if group == largest else gap
-            assert np.allclose(row[GAP], expected, rtol=0, atol=1e-12, equal_nan=True)
-        average = np.percentile(np.mean(resampled, axis=0)[:, 0], [2.5, 97.5])
-        assert np.allclose(table.loc[("Age", AVERAGE, "net", group), AUC[1:]], average, rtol=0, atol=1e-12)
+            check(row, [AUC], own[:, [k]])
+            if group == largest:
+                assert row[GAP].isna().all()
+            else:
+                check(row, [GAP], own[:, [k]] - aucs[largest][:, [k]])
     labels = [label for label, _ in section.tables["Age"].rows]
     others = [group for group in groups if group != largest]
     assert labels[3:6] == [*(f"Mass: {group} − {largest}" for group in others), "Left lung: 0 to 39"]
