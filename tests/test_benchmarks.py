@@ -30,9 +30,9 @@ from tests.conftest import start
 from tests.test_scripts import NETWORK, ROOT, SMALL
 from utils import predict
 
-DARTS_V1, DARTS_V2 = PUBLISHED["DARTS_V1"], PUBLISHED["DARTS_V2"]
 CHEXNET = " ".join(SMALL[2:])  # without the set, which the benchmarks choose
 CELL = " ".join([*SMALL[2:], *NETWORK])
+TRAIN = f"val_train.py --genotype DARTS_V1 {CELL}"
 ON_NOISE = ["--dataset", "noise", "--search", CELL, "--train", CELL, "--chexnet", CHEXNET]
 
 
@@ -80,8 +80,8 @@ def test_hypergradient_prints_every_precision_and_radius(capsys, monkeypatch, sm
 
 
 @pytest.fixture
-def here(monkeypatch, small_set, table_alone):
-    """Scripts run in this process, one after the other; returns the option that chooses the folder of small sets."""
+def here(monkeypatch, small_set, table_alone, tmp_path):
+    """Scripts run in this process, one after the other; returns the options for the small sets and the output."""
 
     def run(name, out, *arguments):
         module = importlib.import_module(name.removesuffix(".py"))
@@ -90,7 +90,7 @@ def here(monkeypatch, small_set, table_alone):
     for module in (compare, trainings):
         monkeypatch.setattr(module, "script", run)
     monkeypatch.setattr(parts, "side_by_side", lambda parts, jobs: [part() for part in parts])
-    return ["--data", str(small_set)]
+    return ["--data", str(small_set), "--out", str(tmp_path)]
 
 
 @pytest.mark.long
@@ -98,7 +98,7 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, m
     monkeypatch.setattr(compare, "DRAWS", 2)
     monkeypatch.setattr(compare, "step_ratio", lambda *of: 0.5)  # twice as fast as the reference: twice the epochs
     rows = ["first_order=1", "second_order_exact=1", "random=1", "random=2-2", "random_small=1", "DARTS_V1=1"]
-    options = [*rows, "chexnet_equal_time=1", "chexnet=1", *here, *ON_NOISE, "--out", str(tmp_path)]
+    options = [*rows, "chexnet_equal_time=1", "chexnet=1", *here, *ON_NOISE]
     compare.main(options)
     trained = pd.read_csv(tmp_path / "compare.csv").set_index(["row", "seed"])
     assert len(trained) == 8 and (trained["processor"] == parts.processor()).all() and parts.processor()
@@ -134,7 +134,7 @@ def test_compare_runs_every_part_once_and_tables_all_trainings(here, tmp_path, m
 @pytest.mark.long
 def test_compare_trains_the_cells_that_an_earlier_comparison_found(here, tmp_path, monkeypatch):
     rows = pd.read_csv(ROOT / "docs" / "compare.csv").set_index(["row", "seed"])
-    options = [*here, *ON_NOISE, "--out", str(tmp_path), "--cells", str(ROOT / "docs" / "compare.csv")]
+    options = [*here, *ON_NOISE, "--cells", str(ROOT / "docs" / "compare.csv")]
     compare.main(["first_order=2-2", *options])
     trained = pd.read_csv(tmp_path / "compare.csv").iloc[0]
     same = ["genotype", "search_minutes"]
@@ -145,28 +145,27 @@ def test_compare_trains_the_cells_that_an_earlier_comparison_found(here, tmp_pat
 
 
 def test_trainings_runs_every_command_on_every_set_with_every_seed(here, tmp_path):
-    command = f"val_train.py --genotype DARTS_V1 {CELL}"
-    commands = [command, f"{command} --one-cycle-lr 0.02"]
-    trainings.main([*commands, "--sets", "noise", "--seeds", "0", "3", *here, "--out", str(tmp_path)])
+    commands = [TRAIN, f"{TRAIN} --one-cycle-lr 0.02"]
+    trainings.main([*commands, "--sets", "noise", "--seeds", "0", "3", *here])
     trained = pd.read_csv(tmp_path / "trainings.csv").set_index(["command", "seed"])
     assert list(trained.index) == [(command, seed) for seed in (0, 3) for command in commands]
     (weights,) = tmp_path.glob("*one_cycle_lr_*_noise_3/weights/DARTS_V1_net.pth")
     saved = torch.load(weights, weights_only=True)
     assert trained["val_auc"][commands[1], 3] == saved["val_auc"]
     assert (saved["settings"]["one_cycle_lr"], saved["settings"]["seed"]) == (0.02, 3)
-    size = sum(p.numel() for p in Network(4, 14, 4, DARTS_V1).parameters()) / 1e6
+    size = sum(p.numel() for p in Network(4, 14, 4, PUBLISHED["DARTS_V1"]).parameters()) / 1e6
     assert trained["parameters_millions"].to_list() == pytest.approx([size] * 4, abs=1e-4)
-    first, second = trained.loc[command, "val_auc"]
-    cells = f"{size:.2f} | 1 | {trained['minutes'][command].mean():.1f} | {first:.3f} | {second:.3f}"
-    assert f"| `{command}` | {cells} | {(first + second) / 2:.3f} |" in (tmp_path / "trainings.md").read_text()
+    first, second = trained.loc[TRAIN, "val_auc"]
+    cells = f"{size:.2f} | 1 | {trained['minutes'][TRAIN].mean():.1f} | {first:.3f} | {second:.3f}"
+    assert f"| `{TRAIN}` | {cells} | {(first + second) / 2:.3f} |" in (tmp_path / "trainings.md").read_text()
     assert not (tmp_path / "trainings.png").exists()
 
 
 def test_trainings_have_the_epochs_that_fit_into_the_minutes_asked(here, tmp_path, monkeypatch):
     facts = trainings.facts  # every epoch takes 3 s, so that 6 and 12 s are 2 and 4 epochs, whatever the machine does
     monkeypatch.setattr(trainings, "facts", lambda run: facts(run) | {"epoch_seconds": 3})
-    command = f"val_train.py --genotype DARTS_V1 {CELL}".replace(" --epochs 1", "")
-    options = [command, "--sets", "noise", *here, "--out", str(tmp_path), "--minutes", "0.1"]
+    command = TRAIN.replace(" --epochs 1", "")
+    options = [command, "--sets", "noise", *here, "--minutes", "0.1"]
     trainings.main([*options, "0.2"])
     trained = pd.read_csv(tmp_path / "trainings.csv")
     assert trained[["asked_minutes", "epochs"]].to_numpy().tolist() == [[0.1, 2], [0.2, 4]]
@@ -199,9 +198,8 @@ def test_folds_leave_out_every_patient_once_and_never_touch_test(small_set, tmp_
 
 
 def test_trainings_are_compared_on_the_parts_that_were_left_out(here, tmp_path):
-    command = f"val_train.py --genotype DARTS_V1 {CELL}"
-    commands = [command, f"{command} --standardise"]
-    trainings.main([*commands, "--sets", "noise", "--folds", "4", "--first", "3", *here, "--out", str(tmp_path)])
+    commands = [TRAIN, f"{TRAIN} --standardise"]
+    trainings.main([*commands, "--sets", "noise", "--folds", "4", "--first", "3", *here])
     rows = pd.read_csv(tmp_path / "trainings.csv").set_index(["command", "dataset"])
     wins, pairs = np.zeros((2, 14)), np.zeros(14)
     for k in (1, 2, 3):
@@ -273,9 +271,8 @@ def test_a_part_under_way_starts_no_script_after_another_failed_whose_error_is_s
 
 @pytest.mark.long
 def test_a_benchmark_that_is_asked_to_stop_stops_its_script(small_set, tmp_path):
-    training = f"val_train.py --genotype DARTS_V1 {CELL} --epochs 1000"
     options = ["--sets", "noise", "--data", str(small_set), "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "benchmarks.trainings", training, *options]
+    command = [sys.executable, "-m", "benchmarks.trainings", f"{TRAIN} --epochs 1000", *options]
     with subprocess.Popen(command, cwd=ROOT) as process:
         while not list(tmp_path.rglob("metrics.jsonl")):
             time.sleep(0.1)
@@ -320,7 +317,7 @@ def test_benchmarks_work_by_their_path_from_another_folder(name, tmp_path):
 def test_files_that_hold_no_rows_are_named_before_anything_runs(module, name, asked, text, problem, here, tmp_path):
     rows = tmp_path / f"{name}.csv"
     rows.write_text(text)
-    for arguments in (["--rows", str(rows)], [*asked, *here, "--out", str(tmp_path)]):
+    for arguments in (["--rows", str(rows)], [*asked, *here]):
         with pytest.raises(InputError, match=rf"{name}\.csv: not rows of this benchmark \(.*{problem}"):
             module.main(arguments)
     assert {path.stem for path in tmp_path.iterdir()} == {name}  # the rows and their lock
@@ -358,7 +355,8 @@ def test_networks_train_for_the_time_of_the_reference(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "network_step", network_step)
     monkeypatch.setattr(compare, "alternate", lambda steps, number: [step() for step in steps] and seconds)
     settings = SimpleNamespace(epochs=26, crop=32, batch_size=4, c=4, layers=4)
-    network, other, reference = (Network(4, 3, 4, cell) for cell in (*map(random_genotype, (1, 2)), DARTS_V2))
+    network, other = (Network(4, 3, 4, cell) for cell in map(random_genotype, (1, 2)))
+    reference = Network(4, 3, 4, PUBLISHED["DARTS_V2"])
     assert compare.epochs_in_equal_time(tmp_path, network, 4, settings) == 20
     assert timed[0] == (network, (4, 3, 32, 32)) and timed[1][1] == (4, 3, 32, 32)
     assert sorted(timed[1][0].state_dict()) == sorted(reference.state_dict())
