@@ -4,12 +4,9 @@ import re
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Polygon
-from PIL import Image
 
 from genotypes import EDGES_PER_NODE, INPUT_NODES, INTERMEDIATE, NODES, PRIMITIVES
 from support.files import replacing
@@ -58,13 +55,13 @@ def add_arrow(axes, *points, colour=DARK):
     axes.add_patch(FancyArrowPatch(path=Polygon(points), arrowstyle="-|>", mutation_scale=11, color=colour))
 
 
-def cells_figure(genotype, title=""):
+def cells_figure(genotype):
     """A figure: the genotype's normal cell above its reduction cell."""
     width, height = COLUMN * NODES + 1.8, 2 * CELL_HEIGHT + 0.1
     figure = new_figure(width, height)  # the axes measure in inches
     axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=(), xlim=(0, width), ylim=(0, height))
-    add_cell(axes, CELL_HEIGHT, f"Normal cell   {title}", genotype.normal, genotype.normal_concat)
-    add_cell(axes, 0, f"Reduction cell   {title}", genotype.reduce, genotype.reduce_concat)
+    add_cell(axes, CELL_HEIGHT, "Normal cell", genotype.normal, genotype.normal_concat)
+    add_cell(axes, 0, "Reduction cell", genotype.reduce, genotype.reduce_concat)
     return figure
 
 
@@ -101,13 +98,3 @@ def add_cell(axes, bottom, title, pairs, concat):
     add_arrow(axes, (x[min(concat)] + 0.17, low), (x[-1], low), (x[-1], middle - 0.17), colour=FAINT)
     for place, name in zip(zip(x, y, strict=True), NODE_NAMES, strict=True):
         add_box(axes, *place, name, fill="white" if name.isdigit() else "#d6d6d6")
-
-
-def draw_cells_over_epochs(path, genotypes):
-    """An animated GIF with one frame per epoch; genotypes: one per epoch, in order."""
-    frames = []
-    for epoch, genotype in enumerate(genotypes, start=1):
-        canvas = FigureCanvasAgg(cells_figure(genotype, f"epoch {epoch}"))
-        canvas.draw()
-        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(64))
-    save_picture(frames[0].save, path, save_all=True, append_images=frames[1:], duration=800, loop=0)

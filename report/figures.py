@@ -7,6 +7,7 @@ redraws the pictures of a run's folder from its metrics.jsonl.
 
 import argparse
 import json
+from contextlib import contextmanager
 from itertools import compress, cycle
 from pathlib import Path
 
@@ -15,14 +16,15 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy.special import softmax
 from sklearn.metrics import auc, roc_curve
 
-from genotypes import EDGES, PRIMITIVES, load_genotype, parse_genotype
-from report.cells import DARK, FAINT, SMALL, WORDS, cells_figure, draw_cells_over_epochs, new_figure, save_picture
+from genotypes import EDGES, EDGES_PER_NODE, INPUT_NODES, NODES, PRIMITIVES, load_genotype, parse_genotype
+from report.cells import DARK, FAINT, SMALL, WORDS, cells_figure, new_figure, save_picture
 from support.files import InputError, read_text
 from support.settings import Parser, guarded
 
 COLOURS = ("#00204d", "#c8553d", "#3b8bc4", "#8a8678", "#d9a400", "#5b2a86", "#58a55c", "#1b1b1b")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 2)))
 STYLES = [{"color": c, "ls": line, "marker": m} for c, line, m in zip(COLOURS, LINES, "osD^vPX*", strict=True)]
+KINDS_OF_CELL = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 
 def make_panels(count, columns, width, height):
@@ -34,20 +36,6 @@ def make_panels(count, columns, width, height):
     for axes in panels[count:]:
         axes.axis("off")
     return figure, panels[:count]
-
-
-def draw_alphas(path, normal, reduce):
-    """softmax(α / τ) of both cells as heat maps; normal, reduce: α / τ (edges, operations)."""
-    figure, panels = make_panels(2, 2, 4.5, 5)
-    weights = softmax([normal, reduce], axis=-1)
-    for axes, values, kind in zip(panels, weights, ("Normal", "Reduction"), strict=True):
-        picture = axes.imshow(values, cmap="cividis", vmin=weights.min(), vmax=weights.max(), aspect="auto")
-        axes.set_xticks(range(len(PRIMITIVES)), WORDS.values(), rotation=90)
-        axes.set_yticks(range(len(EDGES)), [f"{source}→{node}" for source, node in EDGES])
-        axes.set_title(f"{kind} cell")
-    figure.supxlabel(r"edges source→node: 0 is $c_{k-2}$, 1 is $c_{k-1}$, 2 to 5 are the intermediate nodes")
-    figure.colorbar(picture, ax=list(panels), label="softmax(α / τ)")
-    save_picture(figure.savefig, path)
 
 
 def add_curves(axes, rows, title, curves):
@@ -66,20 +54,58 @@ def add_curves(axes, rows, title, curves):
 
 
 def draw_search(path, rows):
-    """Losses, val AUC, entropy and mean weights of the operations; rows: the dicts of a search's metrics.jsonl."""
-    figure, panels = make_panels(6, 3, 3.5, 3.1)
+    """Losses, val AUC and entropy of softmax(α / τ); rows: the dicts of a search's metrics.jsonl."""
+    figure, panels = make_panels(3, 3, 3.5, 3.1)
     losses = {"train (step of w)": "train_loss", "val (step of α)": "alpha_loss", "val, whole": "val_loss"}
     add_curves(panels[0], rows, "Loss", losses)
     add_curves(panels[1], rows, "Val AUC, mean of the findings", {"val": "val_auc"})
     panels[2].axhline(np.log(len(PRIMITIVES)), color=FAINT, ls=":", label=f"ln {len(PRIMITIVES)}: all weights equal")
     entropies = {"normal cell": "entropy_normal", "reduction cell": "entropy_reduce"}
     add_curves(panels[2], rows, "Entropy in nats, mean over edges", entropies)
-    for axes, name, kind in ((panels[3], "normal cell", "normal"), (panels[4], "reduction cell", "reduce")):
+    save_picture(figure.savefig, path)
+
+
+def chosen_row(rows):
+    """Of a search, the row of the epoch whose cells are in genotype.txt: the best val AUC after the warm-up."""
+    return max((row for row in rows if row.get("alpha_loss") is not None), key=lambda row: row["val_auc"])
+
+
+def kept_edges(row, kind):
+    """The edges that the cells of an epoch keep: {(source, node): the words of its operation}; kind: normal, reduce."""
+    pairs = enumerate(getattr(parse_genotype(row["genotype"]), kind))
+    return {(source, INPUT_NODES + k // EDGES_PER_NODE): WORDS[operation] for k, (operation, source) in pairs}
+
+
+def draw_alphas(path, rows, kinds=KINDS_OF_CELL):
+    """softmax(α / τ) of each edge over the epochs, a row of panels per source and a column per node, for each kind.
+
+    A panel's title is the edge's strength, the softmax(α) by which `genotypes.derive` ranks the edges of a column, in
+    the epoch of `chosen_row` (dotted line). The edges that its cell keeps are framed, and their operation is named.
+    """
+    sources = INPUT_NODES + NODES - 1
+    figure, panels = make_panels(len(kinds) * sources * NODES, NODES, 1.9, 1)
+    chosen, epochs = chosen_row(rows), [row["epoch"] for row in rows]
+    for kind, grid in zip(kinds, panels.reshape(-1, sources, NODES), strict=True):
         weights = softmax([row["alphas"][kind] for row in rows], axis=-1)  # (epochs, edges, operations)
-        curves = dict(zip(WORDS.values(), weights.mean(axis=1).T, strict=True))
-        add_curves(axes, rows, f"Mean weight over edges, {name}", curves)
-    panels[5].axis("off")
-    panels[5].legend(*panels[4].get_legend_handles_labels(), loc="center", title="operation", handlelength=4)
+        strengths = softmax(np.multiply(chosen["alphas"][kind], chosen["temperature"]), axis=-1)[:, 1:].max(axis=-1)
+        kept = kept_edges(chosen, kind)
+        for axes in grid.flat:
+            axes.axis("off")
+        grid[-1, 0].text(0, 0.5, KINDS_OF_CELL[kind])
+        for k, (source, node) in enumerate(EDGES):
+            axes, operation = grid[source, node - INPUT_NODES], kept.get((source, node), "")
+            for values, name, style in zip(weights[:, k].T, WORDS.values(), cycle(STYLES), strict=False):
+                axes.plot(epochs, values, **style | {"marker": "", "lw": 1.2}, label=name)
+            axes.axvline(chosen["epoch"], color=FAINT, ls=":", lw=0.8)
+            axes.axis("on")
+            axes.set(ylim=(-0.05, 1.05), yticks=(0, 1))
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+            axes.tick_params(labelsize=SMALL)
+            axes.spines[:].set(color=DARK if operation else FAINT, linewidth=2 if operation else 0.5)
+            title = f"{source}→{node}: {strengths[k]:.3f} {operation}"
+            axes.set_title(title, fontsize=SMALL, weight="bold" if operation else None)
+    look = {"loc": "outside lower center", "ncols": 4, "handlelength": 4, "fontsize": SMALL}
+    figure.legend(*axes.get_legend_handles_labels(), **look)
     save_picture(figure.savefig, path)
 
 
@@ -186,27 +212,32 @@ def draw_quality(path, curves):
     save_picture(figure.savefig, path)
 
 
-def draw_run(folder):
-    """Draw a run's pictures into its folder. Raises InputError.
-
-    Of a search: cells.png (of genotype.txt), cells.gif, alphas.png (last epoch), search.png; else training.png.
-    """
-    folder = Path(folder)
-    source = folder / "metrics.jsonl"
+@contextmanager
+def rows_of(folder):
+    """The dicts of a run's metrics.jsonl, for a block that uses them. What they do not have there is an InputError."""
+    source = Path(folder) / "metrics.jsonl"
     try:
-        rows = [json.loads(line) for line in read_text(source).splitlines()]
-        if "alphas" in rows[-1]:
-            save_picture(cells_figure(load_genotype(folder / "genotype.txt")).savefig, folder / "cells.png")
-            draw_cells_over_epochs(folder / "cells.gif", [parse_genotype(row["genotype"]) for row in rows])
-            draw_alphas(folder / "alphas.png", **rows[-1]["alphas"])
-            draw_search(folder / "search.png", rows)
-        else:
-            draw_training(folder / "training.png", rows)
+        yield [json.loads(line) for line in read_text(source).splitlines()]
     except InputError:
         raise
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         what = f"no rows of a run, or not as this version writes them ({type(error).__name__})"
         raise InputError(f"{source}: {what}: repeat the command of the run") from None
+
+
+def draw_run(folder):
+    """Draw a run's pictures into its folder. Raises InputError.
+
+    Of a search: cells.png (of genotype.txt), alphas.png, search.png; else training.png.
+    """
+    folder = Path(folder)
+    with rows_of(folder) as rows:
+        if "alphas" in rows[-1]:
+            save_picture(cells_figure(load_genotype(folder / "genotype.txt")).savefig, folder / "cells.png")
+            draw_alphas(folder / "alphas.png", rows)
+            draw_search(folder / "search.png", rows)
+        else:
+            draw_training(folder / "training.png", rows)
 
 
 def main():

@@ -5,14 +5,21 @@ Its layout is page.html, a Jinja template, which escapes every text.
 
 import base64
 import io
+from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
+from scipy.special import softmax
 
+from genotypes import EDGES, INPUT_NODES, NODES
+from report.cells import WORDS
+from report.figures import COLOURS, KINDS_OF_CELL, chosen_row, kept_edges, rows_of
 from report.tables import NOTHING, Cell, Table
 from scores import BASELINE
-from support.files import write
+from support.files import InputError, write
 from support.records import read_record
 
 LAYOUT = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
@@ -52,6 +59,9 @@ def write_page(out, data, table, lines, sections, examples, own, networks):
         activations=show_sheets(examples),
         own={film: show_sheets(sheets) for film, sheets in own.items()},
         cells=show_cells(Path(out), networks),
+        nodes=INPUT_NODES + NODES,
+        edges=EDGES,
+        operations=dict(zip(WORDS.values(), cycle(COLOURS), strict=False)),
         runs=describe_runs(Path(out), networks) if networks else None,
     )
     write(folder / "index.html", page)
@@ -77,15 +87,44 @@ def show_sheets(sheets):
 
 
 def show_cells(out, networks):
-    """{network built of cells: (its genotype, {what a picture shows: picture})}; pictures of the search, if there."""
+    """{network built of cells: (its genotype, `show_epochs` of its search, the search's curves as a picture)}.
+
+    What is not there is empty.
+    """
     shown = {}
     for name, (_, saved) in networks.items():
         if "genotype" in saved["settings"]:
             folder = find_search(out, name, saved)
-            files = {"Cells": folder / "cells.png", "The search": folder / "search.png"} if folder else {}
-            pictures = {title: embed(path.read_bytes()) for title, path in files.items() if path.exists()}
-            shown[name] = saved["settings"]["genotype"], pictures
+            epochs, curves = [], ""
+            if folder:
+                epochs = show_epochs(folder)
+                with suppress(OSError):
+                    curves = embed((folder / "search.png").read_bytes())
+            shown[name] = saved["settings"]["genotype"], epochs, curves
     return shown
+
+
+def show_epochs(folder):
+    """What the page's slider shows of a search: a list of its epochs; empty where metrics.jsonl is lost or damaged.
+
+    An epoch has what it "says", whether it was "chosen", and "cells", the normal and the reduction cell. A cell has
+    a "name", the alternative text that it "says", the "weights" softmax(α / τ) (edges, operations), and "kept": for
+    each edge the operation, or "" where the cell does not keep it.
+    """
+    with suppress(InputError), rows_of(folder) as rows:
+        return [show_epoch(row, row is chosen_row(rows)) for row in rows]
+    return []
+
+
+def show_epoch(row, chosen):
+    cells = []
+    for kind, name in KINDS_OF_CELL.items():
+        kept = kept_edges(row, kind)
+        says = f"{name}, epoch {row['epoch']}: " + ", ".join(f"{kept[i, j]} from {i} to {j}" for i, j in kept)
+        weights = softmax(np.reshape(row["alphas"][kind], (len(EDGES), len(WORDS))), axis=-1).round(3).tolist()
+        cells.append({"name": name, "says": says, "weights": weights, "kept": [kept.get(edge, "") for edge in EDGES]})
+    says = f"Epoch {row['epoch']}, val AUC {row['val_auc']:.3f}{', chosen' * chosen}"
+    return {"says": says, "chosen": chosen, "cells": cells}
 
 
 # --- Runs

@@ -15,10 +15,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
+from scipy.special import softmax
 
 from chexnet import CheXNet
 from dataset import FINDINGS
-from genotypes import EDGES, PRIMITIVES, format_genotype, random_genotype, save_genotype
+from genotypes import EDGES, PRIMITIVES, derive, format_genotype, parse_genotype, random_genotype, save_genotype
 from model_eval import Network
 from report import activations, figures
 from report.activations import Sheet
@@ -30,15 +31,15 @@ ROOT = Path(__file__).parent.parent
 
 
 def search_rows():
-    """Rows of a search's metrics.jsonl: α drawn at random, one epoch of warm-up without a loss of α."""
+    """Rows of a search's metrics.jsonl: α / τ at random; a warm-up of one epoch, the best epoch, another."""
     rng = np.random.default_rng(0)
     rows = []
     for epoch in range(1, EPOCHS + 1):
         alphas = {kind: rng.normal(size=(len(EDGES), len(PRIMITIVES))).tolist() for kind in ("normal", "reduce")}
-        numbers = {"train_loss": 0.3, "val_loss": 0.32 / epoch, "val_auc": 0.5 + epoch / 10, "entropy_normal": 2.0}
-        rows.append({"epoch": epoch, **numbers, "entropy_reduce": 1.9, "alphas": alphas})
-        rows[-1]["genotype"] = format_genotype(random_genotype(1))  # equal frames, but for the epoch's number
-    rows[1]["alpha_loss"], rows[2]["alpha_loss"] = None, 0.31
+        numbers = {"train_loss": 0.3, "val_loss": 0.32 / epoch, "val_auc": 1 - epoch / 10, "entropy_normal": 2.0}
+        rows.append({"epoch": epoch, **numbers, "entropy_reduce": 1.9, "alphas": alphas, "temperature": 0.5})
+        alphas = [0.5 * torch.tensor(values) for values in alphas.values()]
+        rows[-1] |= {"genotype": format_genotype(derive(*alphas)), "alpha_loss": None if epoch == 1 else 0.31}
     return rows
 
 
@@ -166,7 +167,7 @@ def test_results_films_and_summary(tmp_path):
 
 # --- A run folder
 
-DRAWN = ("cells.png", "cells.gif", "alphas.png", "search.png")
+DRAWN = ("cells.png", "alphas.png", "search.png")
 
 
 def test_pictures_of_a_search(tmp_path):
@@ -176,8 +177,24 @@ def test_pictures_of_a_search(tmp_path):
     assert {path.name for path in search.iterdir()} == {*DRAWN, "metrics.jsonl", "genotype.txt"}
     for name in DRAWN:
         check_picture(search / name)
-    with Image.open(search / "cells.gif") as image:
-        assert image.n_frames == EPOCHS
+
+
+def test_the_edges_that_a_cell_keeps_are_the_two_strongest_of_their_column(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save_picture", lambda save, path: drawn.append(save.__self__))
+    rows = search_rows()
+    figures.draw_alphas("alphas.png", rows)
+    panels = [axes for axes in drawn[0].axes if axes.get_title()]
+    for kind, half in (("normal", panels[: len(EDGES)]), ("reduce", panels[len(EDGES) :])):
+        last = [line.get_ydata()[-1] for line in half[0].lines[: len(PRIMITIVES)]]
+        np.testing.assert_allclose(last, softmax(rows[-1]["alphas"][kind][0]))
+        for k, (operation, source) in enumerate(getattr(parse_genotype(rows[1]["genotype"]), kind)):
+            node = 2 + k // 2
+            into = [axes.title for axes in half if f"→{node}: " in axes.get_title()]
+            into.sort(key=lambda title: -float(title.get_text().split()[1]))
+            edge, _, *words = into[k % 2].get_text().split()
+            assert (edge, "_".join(words).replace("×", "x")) == (f"{source}→{node}:", operation)
+            assert [title.get_weight() for title in into[:3]] == ["bold", "bold", "normal"][: len(into)]
 
 
 def test_pictures_of_a_training_are_the_same_whatever_the_user_has_chosen_for_matplotlib(tmp_path):

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -12,10 +14,11 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.special import softmax
 
 import test as table_script
 from dataset import FINDINGS, load_set
-from genotypes import PUBLISHED, save_genotype
+from genotypes import EDGES, PUBLISHED, format_genotype, parse_genotype, save_genotype
 from report import page
 from report.figures import draw_run
 from report.tables import Cell, Table
@@ -31,7 +34,7 @@ CELL = PUBLISHED["DARTS_V1"]  # of save_network
 class Parsed(HTMLParser):
     """A page as its tags, its tables (rows of cells' texts) and its other texts, as a browser would show them."""
 
-    VOID = ("meta", "img", "wbr")
+    VOID = ("meta", "img", "wbr", "input")
 
     def __init__(self, text):
         super().__init__()
@@ -78,7 +81,9 @@ def made(small_set, tmp_path_factory):
     torch.manual_seed(0)
     for name in ("first_order", "chexnet"):
         save_network(out / "weights", name, data)
-    search = write_rows(out / "search_first_order", search_rows())
+    rows = search_rows()
+    rows[1]["genotype"] = format_genotype(CELL)  # the chosen epoch's
+    search = write_rows(out / "search_first_order", rows)
     save_genotype(search / "genotype.txt", CELL)
     draw_run(search)
     (search / "settings.json").write_text(json.dumps({"settings": {"c": 123}, "environment": {"torch": "9.8.7"}}))
@@ -94,6 +99,10 @@ def made(small_set, tmp_path_factory):
 
 def parsed(out):
     return Parsed((out / "results" / "index.html").read_text(encoding="utf-8"))
+
+
+def read_rows(out):
+    return [json.loads(line) for line in (out / "search_first_order" / "metrics.jsonl").read_text().splitlines()]
 
 
 # --- What is on it
@@ -119,7 +128,6 @@ def test_every_picture_is_there(made):
         "AUC of each finding with its interval": "results/auc.png",
         "ROC curves of each finding": "results/roc.png",
         "Calibration of each network": "results/calibration.png",
-        "Cells of first_order": "search_first_order/cells.png",
         "The search of first_order": "search_first_order/search.png",
     }.items():
         assert pictures.pop(text) == [(made / path).read_bytes()]
@@ -197,6 +205,72 @@ def test_texts_show_as_they_are(small_set, tmp_path):
     texts = parsed(tmp_path).texts
     assert "a > b" in texts and "32 films. The AUC is" in text
     assert FILM in texts and "films_<network>.csv" in texts
+
+
+# --- The slider over the epochs of a search
+
+
+def shown_cells(found):
+    """The epoch that a page shows, and of its two cells: [(alternative text, {edge: operation}, widths of bars)]."""
+    cells = []
+    for tag, attributes in found.tags:
+        if tag == "svg":
+            cells.append((attributes["aria-label"], [], []))
+        elif tag in ("path", "g"):
+            cells[-1][1].append(attributes["class"])
+        elif attributes.get("class") == "bar":
+            cells[-1][2].append(float(attributes["width"]))
+    (says,) = [text for text in found.texts if text.startswith("Epoch ")]
+    return says, cells
+
+
+def check_cells(found, row, chosen=""):
+    """The page `found` shows the cells and the weights of the epoch of a row of metrics.jsonl."""
+    says, cells = shown_cells(found)
+    assert says == f"Epoch {row['epoch']}, val AUC {row['val_auc']:.3f}{chosen}"
+    for (text, classes, bars), kind in zip(cells, ("normal", "reduce"), strict=True):
+        pairs = [
+            (op, source, 2 + k // 2) for k, (op, source) in enumerate(getattr(parse_genotype(row["genotype"]), kind))
+        ]
+        words = [
+            f"{op.replace('_', ' ').replace('x3', '×3').replace('x5', '×5')} from {i} to {j}" for op, i, j in pairs
+        ]
+        assert text.endswith(f" cell, epoch {row['epoch']}: {', '.join(words)}")
+        kept = ["kept" if edge in {(i, j) for _, i, j in pairs} else "" for edge in EDGES]
+        assert classes == kept + kept  # lines, then boxes
+        np.testing.assert_allclose(
+            np.reshape(bars, (len(EDGES), -1)) / 78, softmax(row["alphas"][kind], axis=-1), atol=6e-4
+        )
+        assert all(words[k].rsplit(" from ")[0] in found.texts for k in range(len(words)))
+
+
+def test_without_the_script_the_chosen_epoch_is_shown_and_the_others_are_there(made):
+    rows = read_rows(made)
+    check_cells(parsed(made), rows[1], ", chosen")
+    (epochs,) = [json.loads(a["data-epochs"]) for _, a in parsed(made).tags if "data-epochs" in a]
+    for epoch, row in zip(epochs, rows, strict=True):
+        weights = [cell["weights"] for cell in epoch["cells"]]
+        np.testing.assert_allclose(weights, softmax([*row["alphas"].values()], axis=-1), atol=6e-4)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@pytest.mark.parametrize(("action", "shown"), [("", 1), ("slide(3)", 2), ("slide(1)", 0), ("slide(3); print()", 1)])
+def test_the_slider_shows_another_epoch_and_print_the_chosen_one(made, tmp_path, action, shown):
+    text = (made / "results" / "index.html").read_text(encoding="utf-8")
+    slide = 's = document.querySelector("input"); slide = n => { s.value = n; s.dispatchEvent(new Event("input")) };'
+    prints = 'print = () => window.dispatchEvent(new Event("beforeprint"));'
+    (tmp_path / "page.html").write_text(f"{text}<script>{slide} {prints} {action}</script>", encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--dump-dom", (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    check_cells(Parsed(done.stdout), read_rows(made)[shown], ", chosen" * (shown == 1))
+
+
+def test_a_damaged_search_has_no_slider(tmp_path):
+    assert page.show_epochs(tmp_path) == []
+    rows = search_rows()
+    rows[2]["alphas"]["reduce"].pop()  # as of a search with fewer edges
+    assert page.show_epochs(write_rows(tmp_path, rows)) == []
 
 
 # --- Runs
