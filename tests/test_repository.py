@@ -32,7 +32,7 @@ LAYER |= {
     "report.bilevel": 4,
 }  # chexnet: the network and its script
 LAYER |= {"report.networks": 5, "report.page": 5, "report.own_films": 6}
-LAYER |= {"search_train": 6, "val_train": 6, "test": 7}
+LAYER |= {"report.walk": 6, "search_train": 6, "val_train": 6, "test": 7}
 FILES = [*ROOT.glob("*.py"), *ROOT.glob("report/*.py"), *ROOT.glob("support/*.py")]
 
 
