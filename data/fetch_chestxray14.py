@@ -1,13 +1,14 @@
 """Where the films of ChestX-ray14 come from: a folder of films, archives on disk, or the archives of a mirror.
 
-The official data set has twelve archives, images_01.tar.gz to images_12.tar.gz (45 GB); the mirror has the same films
-in images_001.zip to images_012.zip. From a zip of the mirror, only the wanted films are transferred, each by a request
-for its range of bytes. A film counts when a checksum has shown that it is whole: in a zip each film has its own
-checksum, a tar.gz has one at its end.
+The official archives are images_01.tar.gz to images_12.tar.gz (45 GB); the mirror has images_001.zip to images_012.zip.
+From these, only the wanted films are transferred, each by a request for its range of bytes. A film counts when a
+checksum has shown that it is whole: in a zip each film has its own, a tar.gz has one at its end.
 """
 
 import gzip
 import io
+import lzma
+import os
 import re
 import struct
 import tarfile
@@ -44,7 +45,7 @@ BLOCK = 1 << 20  # bytes of a file that are read at once
 ZIP, TAR = (".zip",), (".tar.gz", ".tgz")  # endings of archives, in any case
 
 # What a damaged archive raises, what a lost connection raises, and everything that can stop the reading of a source.
-DAMAGED = (EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 DAMAGED += (OverflowError, UnicodeDecodeError, struct.error)  # of a zip with a wrong directory
 DROPPED = (RemoteIOError, HTTPError)
 UNREADABLE = (*DAMAGED, NotImplementedError, OSError, HTTPError, RemoteZipError)
@@ -60,12 +61,6 @@ class Source(NamedTuple):
 
     name: str  # in messages
     read: Callable
-    checked_last: bool = False  # no film counts before the source is read to its end
-
-
-def slices(parts):
-    """Slices that divide a list into so many parts."""
-    return [slice(first, None, parts) for first in range(parts)]
 
 
 def list_names(source):
@@ -93,16 +88,17 @@ def read_files(files, wants):
             yield name, content if content and is_whole(io.BytesIO(content)) else None
 
 
-def list_files(folder):
-    """The paths of all files anywhere below `folder`; see `films.walk`. Raises InputError."""
+def list_files(folder, reduced):
+    """The paths of all files below `folder`, see `films.walk`, but those in the folder `reduced`. Raises InputError."""
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is not a folder: give --images the folder with the films")
-    return list(walk(folder))
+    return list(walk(folder, reduced))
 
 
-def file_sources(folder, files, threads):
+def file_sources(folder, files):
     """The sources of files below `folder`; files: their names and paths."""
-    return [Source(str(folder), partial(read_files, files[part])) for part in slices(threads)]
+    parts = os.cpu_count()
+    return [Source(str(folder), partial(read_files, files[first::parts])) for first in range(parts)]
 
 
 # --- Archives, on disk or of the mirror
@@ -121,10 +117,10 @@ def find_archives(path, number):
     return found
 
 
-def archive_sources(path, number, threads):
+def archive_sources(path, number, parts=None):
     """The sources of the archives at or below `path`, or of the mirror's where it is None; with a number, of that one.
 
-    A zip is read by several threads where there are fewer archives than threads.
+    A zip is divided into so many parts, by default into enough to keep all threads busy.
     """
     if path is None:
         zips = {f"images_{n:03d}.zip": partial(open_mirror, n) for n in ([number] if number else ARCHIVES)}
@@ -133,9 +129,10 @@ def archive_sources(path, number, threads):
         found = find_archives(path, number)
         tars = [archive for archive in found if archive.name.lower().endswith(TAR)]
         zips = {str(archive): partial(zipfile.ZipFile, archive) for archive in found if archive not in tars}
-    parts = slices(-(-threads // (len(zips) + len(tars))))
-    sources = [Source(name, partial(read_zip, opened, part)) for name, opened in zips.items() for part in parts]
-    return sources + [Source(str(path), partial(read_tar, path), checked_last=True) for path in tars]
+    parts = parts or -(-(THREADS if path is None else os.cpu_count()) // (len(zips) + len(tars)))
+    part = [slice(first, None, parts) for first in range(parts)]
+    sources = [Source(name, partial(read_zip, opened, some)) for name, opened in zips.items() for some in part]
+    return sources + [Source(str(path), partial(read_tar, path)) for path in tars]
 
 
 def read_zip(open_zip, part, wants):
@@ -151,18 +148,13 @@ def read_zip(open_zip, part, wants):
                 if member.header_offset in done or not wants(member.filename):
                     continue
                 content = None
-                if member.file_size <= MAX_MEMBER:
-                    # It may be damaged. It is read to its end, where zipfile checks the CRC. A plain read() would
-                    # unpack more bytes than the directory says the member has.
-                    try:
-                        with archive.open(member) as file:
-                            content = file.read(MAX_MEMBER + 1)
-                    except DAMAGED:
-                        content = None
-                    except RuntimeError:  # also a NotImplementedError
-                        method = zipfile.compressor_names.get(member.compress_type, member.compress_type)
-                        way = "a password" if member.flag_bits & 1 else f"the method {method}"
-                        content = f"packed with {way}: unpack the archive by hand and give its folder with --images"
+                try:
+                    # It is read to its end, where zipfile checks the CRC. A plain read() would unpack more bytes than
+                    # the directory says the member has.
+                    with suppress(*DAMAGED), archive.open(member) as file:
+                        content = file.read(MAX_MEMBER + 1) if member.file_size <= MAX_MEMBER else None
+                except RuntimeError as error:  # it has a password, or a method that Python lacks
+                    content = f"{error}: unpack the archive by hand and give its folder with --images"
                 done.add(member.header_offset)
                 yield member.filename, content
 
@@ -170,15 +162,16 @@ def read_zip(open_zip, part, wants):
 
 
 def read_tar(path, wants):
-    """The films of a tar.gz; see Source. At the end its checksum is verified."""
-    # tarfile's own mode "r|gz" does not verify the checksum.
-    with gzip.open(path) as content, tarfile.open(fileobj=content, mode="r|") as archive:
-        for member in archive:
-            if member.isfile() and wants(member.name):
-                fits = member.size <= MAX_MEMBER
-                yield member.name, archive.extractfile(member).read() if fits else None
-        while content.read(1 << 20):
+    """The films of a tar.gz; see Source. No film counts before the checksum at its end is verified."""
+    with gzip.open(path) as content:  # tarfile would not verify it
+        while content.read(BLOCK):
             pass
+        content.rewind()
+        with tarfile.open(fileobj=content, mode="r|") as archive:
+            for member in archive:
+                if member.isfile() and wants(member.name):
+                    fits = member.size <= MAX_MEMBER
+                    yield member.name, archive.extractfile(member).read() if fits else None
 
 
 # --- The mirror

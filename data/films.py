@@ -1,7 +1,4 @@
-"""Reads a film, that is a file with one radiograph: what its name says, whether it is whole, and its grey values.
-
-Nothing here uses the network, so that scripts which only read films need no library for it.
-"""
+"""Reads a film, a file with one radiograph: its name, whether it is whole, its grey values; without the network."""
 
 import os
 import re
@@ -76,12 +73,12 @@ def tell_others(names):
         print(f"left out: {count}, not {KINDS} ({kinds}): convert films among them, unpack archives")
 
 
-def walk(folder):
-    """The paths of all files below `folder` but those that `is_aside`, sorted within each folder.
+def walk(folder, *without):
+    """The paths of all files below `folder` but those that `is_aside` or in the folders `without`, sorted.
 
     Links are followed, because Kaggle's folders often consist of links. Each folder is visited once.
     """
-    seen = {os.path.realpath(folder)}
+    seen = {*map(os.path.realpath, (folder, *without))}
     for parent, folders, names in os.walk(folder, followlinks=True):
         places = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders) if not is_aside(name)}
         folders[:] = [name for name, place in places.items() if place not in seen]
@@ -92,9 +89,8 @@ def walk(folder):
 def is_whole(file, form=None):
     """Whether a film's file is undamaged. Of a PNG this verifies the checksums, which decoding does not look at.
 
-    A DICOM file has none: it counts as whole until it is decoded.
-
-    form: the mode and the size that the film must have, such as ("L", (256, 256)); None: any.
+    form: the mode and the size that the film must have, such as ("L", (256, 256)); None: any. A DICOM file, which has
+    no checksums, counts as whole then.
     """
     try:
         if form is None and is_dicom(file):
@@ -117,24 +113,13 @@ def upright(film, grey):
 
 
 def largest(values):
-    """The largest number of 8, 10, 12, 14 or 16 bits: the fewest that hold these values.
+    """The largest number of 8, 10, 12, 14 or 16 bits: the fewest that hold these values, as detectors have them.
 
-    Detectors have 10 to 14 bits, and DICOM files that are converted to 16 bits often keep the detector's values. Raises
-    ValueError for values that are not whole numbers from 0 to 65535.
+    Raises ValueError for values that are not whole numbers from 0 to 65535.
     """
     if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"grey values of type {values.dtype} from {values.min()} to {values.max()}, not 0 to 65535")
     return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
-
-
-def scale_grey(film):
-    """A film of more than 8 bits per pixel -> one of 8, with `largest` as white. Raises ValueError.
-
-    Pillow's convert("L") would clip them.
-    """
-    values = np.asarray(film)
-    white = largest(values)
-    return Image.fromarray(((values.astype(np.int64) * 255 + white // 2) // white).astype(np.uint8))
 
 
 def read_grey(file):
@@ -144,17 +129,20 @@ def read_grey(file):
 
         return Image.fromarray(read_dicom(file))
     with Image.open(file) as film:
-        return upright(film, scale_grey(film) if film.mode[0] in "IF" else film.convert("L"))
+        if film.mode[0] not in "IF":
+            return upright(film, film.convert("L"))
+        values = np.asarray(film)  # of more than 8 bits, which convert would clip
+        white = largest(values)
+        return upright(film, Image.fromarray(((values.astype(np.int64) * 255 + white // 2) // white).astype(np.uint8)))
 
 
 def reduce_film(file, size):
     """A film of any form and mode -> its grey values, uint8 (size, size); `size` in pixels.
 
-    Colours become luma, transparency is ignored, more than 8 bits are scaled (see `scale_grey`), and the film is turned
-    upright. One that is not square is centred on black, so that anatomy keeps its shape. The reduction is antialiased
-    and computed in whole numbers, which makes it the same on every platform. Raises OSError for a film that does not
-    decode, is smaller than `size` (films are never enlarged), or is nearly black but for a few pixels, such as a side
-    marker; and InputError where the package that reads it is missing.
+    Colours become luma, transparency is ignored, `largest` is white, and the film is turned upright. One that is not
+    square is centred on black, so that anatomy keeps its shape. The reduction is antialiased and computed in whole
+    numbers, which makes it the same on every platform. Raises OSError for a film that does not decode, is smaller than
+    `size`, or is nearly black but for a side marker; and InputError where the package that reads it is missing.
     """
     try:
         film = read_grey(file)

@@ -1,12 +1,8 @@
 """The labels and splits of ChestX-ray14, from its label table, the official lists or the original project's toy set.
 
-Splits: `original` is the split of the original project's toy set, in toy_set.csv. With `all`, `test` is the official
-test_list.txt and `val` a fifth of the patients of train_val_list.txt; or the splits are train_list.txt, val_list.txt
-and test_list.txt. Without lists, the patients of the label table are divided 70 / 10 / 20. docs/data.md says what the
-labels are, and which forms of tables and lists are read.
+docs/data.md says what the labels are, which splits there are, and which forms of tables and lists are read.
 """
 
-import difflib
 import re
 from pathlib import Path
 
@@ -59,9 +55,14 @@ def find(wanted, names, where, ways):
         return wanted if wanted in same else same[0]
     if same:
         raise InputError(f"{where} has {' and '.join(map(repr, same))}: name one of them {wanted!r}")
-    near = difflib.get_close_matches(wanted, names, 1, 0)
-    nearest = f" among {', '.join(map(repr, names[:20]))}, nearest is {near[0]!r}" if near else ""
-    raise InputError(f"{where} has no {wanted!r}{nearest}: {ways}")
+    raise InputError(f"{where} has no {wanted!r} among {', '.join(map(repr, names[:20]))}: {ways}")
+
+
+def refuse(where, films, problems, ways):
+    """Raise InputError for the first of the problems, {what: a mask of the `films`, a series}, that there is."""
+    for problem, bad in problems.items():
+        if any(bad):
+            raise InputError(f"{where} has {problem} for {some(films[np.array(bad)].to_list())}: {ways}")
 
 
 # --- The label table
@@ -78,10 +79,7 @@ def read_labels(csv):
 
     Sex, Age and View (texts) follow where the table has them. Raises InputError, naming the file and the films.
     """
-    ways = f"give --labels the official {TABLE}"
-    if not Path(csv).is_file():
-        raise InputError(f"{csv} is missing: {ways}")
-    found = read_table(csv)
+    found, ways = read_table(csv), f"give --labels the official {TABLE}"
     there = found.columns.to_list()
     table = pd.DataFrame()
     for column in ("Image Index", "Patient ID", "Finding Labels"):
@@ -92,22 +90,17 @@ def read_labels(csv):
     findings = [[known.get(plain(part), part) for part in text.split("|")] for text in table["Finding Labels"]]
     table["Finding Labels"] = ["|".join(parts) for parts in findings]
 
-    unknown = [parts != [NO_FINDING] and not set(parts) <= set(FINDINGS) for parts in findings]
-    for problem, bad in (
-        ("names that are no films", ~table["Image Index"].map(is_film).astype(bool)),
-        ("more than one row", table["Image Index"].map(film_key).duplicated()),
-        ("unknown findings", pd.Series(unknown, dtype=bool)),
-        ("a patient that is not a number", ~table["Patient ID"].str.fullmatch("[0-9]{1,18}").astype(bool)),
-    ):
-        if bad.any():
-            films, first = some(table["Image Index"][bad].unique()), table[bad].iloc[0].to_list()
-            raise InputError(f"{csv} has {problem} for {films}, as in {first}: correct it or download it again")
-
+    problems = {
+        "names that are no films": [not is_film(name) for name in table["Image Index"]],
+        "more than one row": table["Image Index"].map(film_key).duplicated(),
+        "unknown findings": [parts != [NO_FINDING] and not {*parts} <= {*FINDINGS} for parts in findings],
+        "a patient that is not a number": [not re.fullmatch("[0-9]{1,18}", text) for text in table["Patient ID"]],
+    }
+    shown = table["Image Index"] + ": " + table["Finding Labels"]
+    refuse(csv, shown, problems, "correct it or download it again")
     for name in there:
-        if plain(name) in FURTHER:
-            table[FURTHER[plain(name)]] = found[name].str.strip()
-    if "Age" in table:
-        table["Age"] = table["Age"].map(read_age)
+        if more := FURTHER.get(plain(name)):
+            table[more] = found[name].str.strip().map(read_age if more == "Age" else str)
     return table.astype({"Patient ID": "int64"}).sort_values("Image Index", ignore_index=True)
 
 
@@ -155,11 +148,9 @@ def read_list(folder, name, files, names):
     path = Path(folder) / files[find(name, list(files), folder, ways)]
     films = []
     for number, line in enumerate(read_text(path).splitlines()):
-        first = film_name(re.split(r"[,;\t]", line)[0])
-        # A space ends a name, unless the label table has a film of the whole name.
-        whole = " " in first and film_key(first) in names
-        found = [first] if whole else [film_name(word) for word in re.split(r"[\s,;'\"]+", line)]
-        found = dict.fromkeys(names.get(film_key(film), film) for film in found if is_film(film))
+        words = map(film_name, re.split(r"[\s,;'\"]+", line))
+        found = dict.fromkeys(names.get(film_key(word), word) for word in words if is_film(word))
+        first = re.split(r"[,;\t]", line)[0]
         if not found and line.strip() and (films or re.search(r"\d", first)):  # a header comes first, without numbers
             raise InputError(f"{path}, line {number + 1}: {line.strip()[:60]!r} names no film")
         films += found
@@ -171,9 +162,8 @@ def read_list(folder, name, files, names):
 def assign_splits(table, lists, seed, skip_bad=False):
     """The rows of `table` (see read_labels) that take part, with their `split`; no patient is in two splits.
 
-    lists: folder of the two official lists or of three, or None. Raises InputError, naming the films, for lists that
-    do not fit.
-    skip_bad: leave out films of the lists that are not in the table.
+    lists: folder of the two official lists or of three, or None; skip_bad: leave out films of the lists that are not in
+    the table. Raises InputError, naming the films, for lists that do not fit.
     """
     if lists is None:
         val, test = draw(table["Patient ID"], (VAL, TEST), seed)
@@ -205,11 +195,10 @@ def assign_splits(table, lists, seed, skip_bad=False):
 
 
 def original_split(table, skip_bad=False):
-    """The rows of `table` that are in the toy set, with their `split`. Raises InputError where some are missing.
+    """The rows of `table` that are in the toy set, with their `split`.
 
-    skip_bad: leave out films of the toy set that are not in the table.
+    Raises InputError where the table lacks films of it, unless skip_bad is true.
     """
     split = pd.read_csv(TOY_SET, index_col="film")["split"]
     leave_out(split.index.difference(table["Image Index"]), "the toy set", skip_bad)
-    table = table[table["Image Index"].isin(split.index)].reset_index(drop=True)
-    return table.assign(split=table["Image Index"].map(split))
+    return table.join(split, "Image Index", how="inner").reset_index(drop=True)

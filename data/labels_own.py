@@ -3,12 +3,10 @@
 Findings are names that one column joins, or one column each. The names of columns are guessed from USUAL or said.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
-from data.labels_chestxray14 import assign_splits, find, plain, read_age, some
+from data.labels_chestxray14 import assign_splits, find, plain, read_age, refuse
 from dataset import NO_FINDING, SPLITS, check_findings, encode_findings
 from support.files import InputError, read_table
 
@@ -54,24 +52,21 @@ def read_values(column):
     return column.str.strip().str.lower().map(VALUES).astype(float)
 
 
-def labels_of_columns(path, table, names, wanted):
+def labels_of_columns(path, table, wanted):
     """The findings that have a column each: a frame (films, findings) of 1, 0 and UNCERTAIN. Raises InputError.
 
-    names: columns that may be findings; wanted: those that are, or None for all that hold any value of VALUES.
+    table: the columns that may be findings; wanted: those that are, or None for all that hold any value of VALUES.
     """
     if wanted:
-        names = [find(name, names, f"the header of {path}", "correct --findings") for name in wanted]
-    labels = {}
-    for name in names:
-        values = read_values(table[name])
-        if not (wanted or (values.notna() & (table[name].str.strip() != "")).any()):
-            continue  # a column of something else
-        if values.isna().any():
-            row = np.flatnonzero(values.isna())[0]
+        table = table[[find(name, [*table], f"the header of {path}", "correct --findings") for name in wanted]]
+    labels = table.apply(read_values)
+    if not wanted:
+        labels = labels.loc[:, (labels.notna() & table.map(str.strip).ne("")).any()]  # others are of something else
+    for name in labels:
+        for row in np.flatnonzero(labels[name].isna()):
             problem = f"{name} is {table[name][row]!r}, neither 0 or 1, yes or no, true or false, nor empty"
             raise InputError(f"{path}, row {row + 1}: {problem}: correct it, or name the findings with --findings")
-        labels[name] = values
-    return pd.DataFrame(labels)
+    return labels
 
 
 def labels_of_names(path, column, wanted):
@@ -81,8 +76,7 @@ def labels_of_names(path, column, wanted):
     separator = next((mark for mark in "|;," if column.str.contains(mark, regex=False).any()), "|")
     films = [[part.strip(" '\"[]") for part in text.split(separator)] for text in column]
     parts = sorted({part for film in films for part in film}, reverse=True)  # of two spellings, the first one stays
-    spelled = {plain(part): part for part in parts if plain(part) not in NONE}
-    names = sorted(spelled.values())
+    names = sorted({plain(part): part for part in parts if plain(part) not in NONE}.values())
     if wanted:
         names = [find(name, names, f"{column.name!r} of {path}", "correct --findings") for name in wanted]
     found = [{*map(plain, film)} for film in films]
@@ -116,7 +110,7 @@ def read_findings(path, found, columns, wanted):
     if columns["label"]:
         labels = labels_of_names(path, found[columns["label"]], wanted)
     else:
-        labels = labels_of_columns(path, found, [name for name in others if plain(name) not in NONE], wanted)
+        labels = labels_of_columns(path, found[[name for name in others if plain(name) not in NONE]], wanted)
     if labels.empty:
         ways = "name the column that joins their names with --label-column, or columns of 0 and 1 with --findings"
         raise InputError(f"{path} has no finding: {ways}")
@@ -127,13 +121,6 @@ def read_findings(path, found, columns, wanted):
     return labels, [name for name in others if name not in labels]
 
 
-def refuse(path, films, *problems):
-    """Raise InputError for the first of the `problems`, (what, of which rows, the next step), that there is."""
-    for problem, bad, ways in problems:
-        if bad.any():
-            raise InputError(f"{path} has {problem} for {some(films[bad].to_list())}: {ways}")
-
-
 def read_own(path, options):
     """The rows of a label table: Patient ID, Finding Labels, split, Sex, Age, View as in a set, `film`, the film's name
     in the table, and `keep`, whether the set has it.
@@ -141,8 +128,6 @@ def read_own(path, options):
     Also the names of the findings, and {what: how it was understood}. options: of prepare_own. Raises InputError for
     what is missing, ambiguous or contradictory.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path} is missing: give --labels a table (CSV)")
     found = read_table(path)
     columns = choose_columns(path, [*found], {role: getattr(options, f"{role}_column") for role in USUAL})
     patient = columns["film" if options.no_patients else "patient"]
@@ -155,7 +140,9 @@ def read_own(path, options):
     labels, keep = decide(path, labels, options.uncertain)
 
     table = pd.DataFrame({"film": found[columns["film"]].str.strip(), "keep": keep})
-    patients = found[patient].str.strip()
+    films, patients = table["film"], found[patient].str.strip()
+    refuse(path, pd.Series(films.index + 1).map("row {}".format), {"no film's name": films == ""}, "complete it")
+    refuse(path, films, {"no patient": patients == ""}, f"complete it{more}")
     patients = patients.str.replace(r"^(\d+)\.0+$", r"\1", regex=True)  # pandas writes 1.0 beside gaps
     # Such patients are numbers in a set, where 7 and 007 are one.
     table["Patient ID"] = patients.astype("int64") if patients.str.fullmatch("[0-9]{1,18}").all() else patients
@@ -163,24 +150,13 @@ def read_own(path, options):
     for role, name in MORE.items():
         if columns[role]:
             table[name] = found[columns[role]].str.strip().map(read_age if role == "age" else str)
-    shown = table["film"].mask(table["film"] == "", pd.Series(table.index + 1).map("row {}".format))
-    refuse(
-        path,
-        shown,
-        ("no film's name", table["film"] == "", "complete it"),
-        ("no patient", patients == "", f"complete it{more}"),
-    )
     if columns["split"]:
         table["split"] = found[columns["split"]].str.strip().str.lower().map(SPLIT_OF)
-        first = table.groupby("Patient ID")["split"].transform("first")
-        ways = "correct it, or divide the patients anew with --split-column ''"
-        unknown = f"a {columns['split']} that is none of {', '.join(SPLIT_OF)}"
-        refuse(
-            path,
-            shown,
-            (unknown, table["split"].isna(), ways),
-            ("a patient in two splits", table["split"] != first, ways),
-        )
+        problems = {
+            f"a {columns['split']} that is none of {', '.join(SPLIT_OF)}": table["split"].isna(),
+            "a patient in two splits": table.groupby("Patient ID")["split"].transform("first") != table["split"],
+        }
+        refuse(path, films, problems, "correct it, or divide the patients anew with --split-column ''")
     else:
         table = assign_splits(table, None, options.seed)
     return table, [*labels], tell(options, columns, labels, unread)

@@ -1,7 +1,6 @@
 """How a script makes a set: in a place that is checked before and locked meanwhile, whole or not at all.
 
-Every script has a folder beside the sets for what is on its way into one, `work` below. A set is made in its own folder
-by `support.files.filling`.
+`work` below is a script's folder beside the sets for what is on its way into one.
 """
 
 import json
@@ -24,10 +23,14 @@ from dataset import (
     encode_findings,
     set_checksum,
 )
-from support.files import UNFINISHED, InputError, lock, replacing, write
+from support.files import UNFINISHED, InputError, filling, lock, replacing, write
 from support.settings import guarded
 
 OUT = Path(__file__).resolve().parent  # the sets' folders are made here
+
+
+class Finished(Exception):
+    """The set is there already, and is left as it is."""
 
 
 def is_finished(folder):
@@ -38,8 +41,10 @@ def is_finished(folder):
 def check_place(name, folder, work, *inputs):
     """Raise InputError unless a set called `name` can be made as `folder`, and no input lies where the script writes.
 
-    inputs: files and folders that it reads, or None.
+    inputs: files and folders that it reads, or None. Raises Finished where the set is there.
     """
+    if is_finished(folder):
+        raise Finished
     if name in PRESETS or name != folder.name or folder == work:
         raise InputError(f"--name {name!r} must name a folder of its own, and no preset; say where with --out")
     there = os.listdir(folder) if folder.is_dir() else [folder.name] * os.path.lexists(folder)
@@ -50,36 +55,34 @@ def check_place(name, folder, work, *inputs):
             raise InputError(f"{read} is in a folder that this command writes: move it, or choose another --out")
 
 
-def check_space(need):
-    """Raise InputError where a disk has too little room. need {folder: bytes}; those on one disk share its room."""
-    disks = {}
-    for folder, size in need.items():
-        on_disk = disks.setdefault(folder.stat().st_dev, [folder, 0])
-        on_disk[1] += size
-    for folder, size in disks.values():
-        if size > (free := shutil.disk_usage(folder).free):
-            raise InputError(f"{folder} needs {size / 1e9:.1f} GB and has {free / 1e9:.1f}: say where with --out")
-
-
 @contextmanager
-def locked(work):
-    """Make `work` where it is missing, and lock it against a second process."""
+def making(folder, work, need):
+    """Yields a folder to write the set's files to, which become `folder` at the end. `work` is locked meanwhile.
+
+    need: {work or folder: bytes that will come into it}. Raises InputError where a disk has too little room or another
+    process works there, and Finished where it has made the set.
+    """
     work.mkdir(parents=True, exist_ok=True)
     held = lock(work / "lock")
     try:
-        for left in work.glob(f"{UNFINISHED}*"):  # left by a run that was killed
-            shutil.rmtree(left)
-        yield
+        if is_finished(folder):
+            raise Finished
+        with filling(folder, "source.json") as made:
+            disk_of = {place: place.stat().st_dev for place in need}
+            for place, disk in disk_of.items():
+                size, free = sum(need[at] for at in need if disk_of[at] == disk), shutil.disk_usage(place).free
+                if size > free:
+                    raise InputError(
+                        f"{place} needs {size / 1e9:.1f} GB and has {free / 1e9:.1f}: say where with --out"
+                    )
+            yield made
     finally:
         held.release(force=True)
 
 
 @contextmanager
 def write_films(path, films, size):
-    """Opens the images.npy of a set of so many films for their grey values, one film after the other, as bytes.
-
-    The films need not be in memory together: all of ChestX-ray14 at 224 px are 5.6 GB.
-    """
+    """Opens images.npy for the bytes of so many films of size × size px, which need not be in memory together."""
     with replacing(path) as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (films, size, size)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -124,16 +127,15 @@ def write_set(folder, images, table, source):
 def run_script(parse_options, prepare, argv):
     """A script's command line; returns 0. Errors that users may cause end it with one line, see `guarded`.
 
-    prepare(options) makes the set options.name in options.out. It returns the set's counts, or None where the set is
-    there already.
+    prepare(options, folder) makes the set and returns its counts, or raises Finished.
     """
     with guarded():
         options = parse_options(argv)
         if empty := [name for name, value in vars(options).items() if value == "" and not name.endswith("_column")]:
             raise InputError(f"--{empty[0]} is empty: say what it is, or leave it out")
         folder = Path(options.out) / options.name
-        if (counts := prepare(options)) is None:
+        try:
+            print(prepare(options, folder).to_string(), f"{folder} is ready", sep="\n")
+        except Finished:
             print(f"{folder} holds a finished set and is left as it is; to make another, choose another --name")
-        else:
-            print(counts.to_string(), f"{folder} is ready", sep="\n")
     return 0

@@ -2,12 +2,9 @@
 
     python -m data.prepare_chestmnist --size 64
 
-fetches chestmnist_64.npz (0.4 GB) into data/chestmnist_files/ and makes data/chestmnist_64/ (images.npy, labels.csv,
-source.json): uint8 films of 64 x 64 px. A file that is there already is given by --npz. Films and labels are read as a
-stream, so that files of any size need little memory. A download that was stopped goes on from where it was.
-
-The file names neither films nor patients. MedMNIST has a table that does, for --names; without it each film counts as
-one. docs/data.md says what the set is and what its split is not.
+fetches chestmnist_64.npz (0.4 GB) into data/chestmnist_files/ and makes data/chestmnist_64/: uint8 films of 64 x 64 px.
+Films and labels are read as a stream, so that files of any size need little memory. docs/data.md says what the set is,
+what its split is not, and what each option does.
 """
 
 import hashlib
@@ -18,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
+from numpy.lib.format import read_array_header_1_0, read_magic
 from PIL import Image
 from requests import RequestException
 
@@ -27,10 +24,10 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 
 from data import fetch_chestxray14 as fetch
 from data.films import FILTER
-from data.labels_chestxray14 import film_name, find, some
-from data.making import OUT, check_place, check_space, is_finished, locked, run_script, write_films, write_set
+from data.labels_chestxray14 import film_name, find, refuse
+from data.making import OUT, check_place, making, run_script, write_films, write_set
 from dataset import FINDINGS, NO_FINDING
-from support.files import InputError, filling, read_table
+from support.files import InputError, read_table
 from support.progress import progress
 from support.settings import Parser
 
@@ -64,10 +61,10 @@ def md5_of(path):
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def fetch_npz(path, size):
-    """Fetch the file with films of this size to `path`. Raises InputError."""
+def fetch_npz(path, part, size):
+    """Fetch the file with films of this size to `path`, by way of `part`. Raises InputError."""
     name, md5, _ = FILES[size]
-    address, part = f"{ADDRESS}{name}?download=1", path.with_name(f"{name}.part")
+    address = f"{ADDRESS}{name}?download=1"
     ways = f"try again, or get {name} by hand and give it with --npz"
     try:
         fetch.download(address, part)
@@ -91,21 +88,17 @@ def open_npz(path, size):
         raise InputError(f"{path} cannot be read ({error}): give --npz MedMNIST's {FILES[size][0]}") from None
 
 
-def open_array(npz, name, shape, dtypes=(np.uint8,)):
-    """An array of an npz, opened behind its header, and its dtype. Raises InputError for other shapes and dtypes."""
-    file = npz.open(f"{name}.npy")
-    first = read_magic(file) == (1, 0)
-    found, by_columns, dtype = (read_array_header_1_0 if first else read_array_header_2_0)(file)
-    if found != shape or by_columns or dtype not in dtypes:
-        problem = f"{name} is {dtype} {found}, and ChestMNIST's is {np.dtype(dtypes[0])} {shape}"
-        raise InputError(f"{npz.filename}: {problem}: give --npz ChestMNIST, and --size the size of its films")
-    return file, dtype
-
-
 def read_rows(npz, name, shape, dtypes=(np.uint8,)):
-    """Yields such an array in blocks (at most ROWS, ...), as a stream, which also verifies its checksum."""
-    file, dtype = open_array(npz, name, shape, dtypes)
-    with file:
+    """Yields an array of an npz in blocks (at most ROWS, ...), as a stream, which also verifies its checksum.
+
+    Raises InputError for other shapes and dtypes.
+    """
+    with npz.open(f"{name}.npy") as file:
+        read_magic(file)
+        found, by_columns, dtype = read_array_header_1_0(file)
+        if found != shape or by_columns or dtype not in dtypes:
+            problem = f"{name} is {dtype} {found}, and ChestMNIST's is {np.dtype(dtypes[0])} {shape}"
+            raise InputError(f"{npz.filename}: {problem}: give --npz ChestMNIST, and --size the size of its films")
         for start in range(0, shape[0], ROWS):
             block = (min(ROWS, shape[0] - start), *shape[1:])
             yield np.frombuffer(file.read(int(np.prod(block)) * dtype.itemsize), dtype).reshape(block)
@@ -113,18 +106,16 @@ def read_rows(npz, name, shape, dtypes=(np.uint8,)):
             raise ValueError(f"{name} is longer than {shape}")
 
 
-def read_labels(npz, size):
-    """{split: labels (N, findings) of 0 and 1}. Raises InputError for labels and films of anything but ChestMNIST."""
+def read_labels(npz):
+    """{split: labels (N, findings) of 0 and 1}. Raises InputError for labels of anything but ChestMNIST."""
     labels = {}
     for split, films in FILMS.items():
-        open_array(npz, f"{split}_images", (films, size, size))[0].close()  # before the labels of another set
         labels[split] = np.concatenate([*read_rows(npz, f"{split}_labels", (films, len(FINDINGS)), WHOLE)])
         if not np.isin(labels[split], (0, 1)).all():
             raise InputError(f"{npz.filename}: {split}_labels has other values than 0 and 1: give --npz ChestMNIST")
         found = labels[split].sum(axis=0, dtype=int)
-        known = POSITIVES.get(split, found)
-        for k in np.flatnonzero(found != known):
-            problem = f"{split}_labels has {found[k]} films with {FINDINGS[k]}, and ChestMNIST's has {known[k]}"
+        for k in np.flatnonzero(found != POSITIVES.get(split, found)):
+            problem = f"{split}_labels has {found[k]} films with {FINDINGS[k]}, and ChestMNIST's {POSITIVES[split][k]}"
             raise InputError(f"{npz.filename}: {problem}: give --npz ChestMNIST as MedMNIST publishes it")
     return labels
 
@@ -142,68 +133,52 @@ def read_names(path):
     if len(table) != len(rows) or found.keys() != set(rows):
         raise InputError(f"{path} has not one row for each of ChestMNIST's {len(rows)} films: {ways}")
     names = pd.Series([found[row] for row in rows])
-    split, patient = pd.Series([split for split, _ in rows]), names.str[:8]
-    for problem, bad in (
-        ("names that are not NIH's", ~names.str.fullmatch(r"\d{8}_\d{3}\.png")),
-        ("more than one row", names.duplicated()),
-        ("a patient in two splits", split != split.groupby(patient).transform("first")),
-    ):
-        if bad.any():
-            raise InputError(f"{path} has {problem} for {some(names[bad].to_list())}: {ways}")
+    split = pd.Series([split for split, _ in rows])
+    problems = {
+        "names that are not NIH's": ~names.str.fullmatch(r"\d{8}_\d{3}\.png"),
+        "more than one row": names.duplicated(),
+        "a patient in two splits": split != split.groupby(names.str[:8]).transform("first"),
+    }
+    refuse(path, names, problems, ways)
     return names.to_list()
 
 
 def make_table(labels, names):
     """The rows of labels.csv. names: of the films; None: they are called by split and row, and patients are unknown."""
     index = names or [f"{split}_{row:05d}" for split, films in FILMS.items() for row in range(films)]
-    films = [film for split in FILMS for film in labels[split]]
     patients = [int(name[:8]) for name in names] if names else index
+    films = np.concatenate([*labels.values()])
     found = ["|".join(FINDINGS[k] for k in np.flatnonzero(film)) or NO_FINDING for film in films]
     split = np.repeat([*FILMS], [*FILMS.values()])
     return pd.DataFrame({"Image Index": index, "Patient ID": patients, "Finding Labels": found, "split": split})
 
 
-def enlarge(films, side):
-    """Films (B, H, W) -> (B, side, side)."""
-    return np.stack([Image.fromarray(film).resize((side, side), FILTER) for film in films])
-
-
-def prepare(options):
-    """Write the set that the options describe; returns its counts, or None where it is there already.
-
-    Raises InputError.
-    """
-    size, side = options.size, max(options.size, LEAST)
+def prepare(options, folder):
+    """Make the set that the options describe as `folder`; returns its counts. Raises InputError, and Finished."""
+    size, side, work = options.size, max(options.size, LEAST), folder.with_name(WORK)
     name, md5, gigabytes = FILES[size]
-    folder, work = Path(options.out) / options.name, Path(options.out) / WORK
-    path = Path(options.npz or work / name)
-    if is_finished(folder):
-        return None
+    path, part = Path(options.npz or work / name), work / f"{name}.part"
     check_place(options.name, folder, work, options.names)
     if options.npz and not path.is_file():
         raise InputError(f"{path} is no file: give --npz MedMNIST's {name}, or leave it out to fetch that file")
     names = read_names(options.names) if options.names else None
-    with locked(work):
-        if is_finished(folder):  # made by another process meanwhile
-            return None
-        part = work / f"{name}.part"
-        missing = 0 if path.exists() else gigabytes * 1e9 - (part.stat().st_size if part.exists() else 0)
-        with filling(folder, "source.json") as made:
-            check_space({work: missing, folder: sum(FILMS.values()) * side**2})
-            if not path.exists():
-                fetch_npz(path, size)
-            with open_npz(path, size) as npz:
-                table = make_table(read_labels(npz, size), names)
-                if (found := md5_of(path)) != md5:
-                    print(f"{path} has the MD5 {found}, and the published file {md5}; its labels are ChestMNIST's")
-                with write_films(made / "images.npy", len(table), side) as out, progress(None, name, len(table)) as bar:
-                    for split, films in FILMS.items():
-                        for block in read_rows(npz, f"{split}_images", (films, size, size)):
-                            out.write(block if side == size else enlarge(block, side))
-                            bar.update(len(block))
-            source = {"citation": CITATION, "split": SPLIT, "size": side, "enlarged": side > size}
-            source |= {"patients": names is not None, "origin": {"films": path.name, "size": size, "md5": found}}
-            counts = write_set(made, None, table, source)
+    missing = 0 if path.exists() else gigabytes * 1e9 - (part.stat().st_size if part.exists() else 0)
+    with making(folder, work, {work: missing, folder: sum(FILMS.values()) * side**2}) as made:
+        if not path.exists():
+            fetch_npz(path, part, size)
+        with open_npz(path, size) as npz:
+            table = make_table(read_labels(npz), names)
+            if (found := md5_of(path)) != md5:
+                print(f"{path} has the MD5 {found}, and the published file {md5}; its labels are ChestMNIST's")
+            with write_films(made / "images.npy", len(table), side) as out, progress(None, name, len(table)) as bar:
+                for split, films in FILMS.items():
+                    for block in read_rows(npz, f"{split}_images", (films, size, size)):
+                        for film in map(Image.fromarray, block):
+                            out.write(film.resize((side, side), FILTER).tobytes())  # a copy, but at 28 px
+                        bar.update(len(block))
+        source = {"citation": CITATION, "split": SPLIT, "size": side, "enlarged": side > size}
+        source |= {"patients": names is not None, "origin": {"films": path.name, "size": size, "md5": found}}
+        counts = write_set(made, None, table, source)
     if names is None:
         print("no --names: patients are not known, each film counts as one")
     return counts

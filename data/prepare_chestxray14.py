@@ -3,12 +3,10 @@
     python -m data.prepare_chestxray14 --download
 
 fetches the toy set, 11,042 of the 112,120 films, and makes data/chestxray14/: uint8 films of 256 x 256 px. docs/data.md
-describes the data set, its other forms and every option; labels_chestxray14.py the labels and splits.
-Every film is reduced and kept as a PNG in data/films_256px/, from where a command that was stopped goes on.
+describes the data set, its other forms and every option.
 """
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,10 +18,10 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 
 from data import fetch_chestxray14 as fetch
 from data.films import KINDS, film_key, is_film, is_whole
-from data.intake import Intake, list_skipped, make_set
+from data.intake import make_set
 from data.labels_chestxray14 import LISTS, TABLE, assign_splits, original_split, read_labels, some
-from data.making import OUT, check_place, check_space, is_finished, locked, run_script
-from support.files import InputError, filling
+from data.making import OUT, check_place, run_script
+from support.files import InputError
 from support.settings import Parser
 
 
@@ -51,7 +49,7 @@ def choose_films(options, folder):
     else:
         table = assign_splits(table, lists, options.seed, options.skip_bad)
     if options.archive or (options.archives and Path(options.archives).is_file()):  # one archive: what it holds
-        sources = fetch.archive_sources(options.archives, options.archive, threads=1)
+        sources = fetch.archive_sources(options.archives, options.archive, parts=1)
         held = {film_key(name) for source in sources for name in fetch.list_names(source) if is_film(name)}
         table = table[table["Image Index"].map(film_key).isin(held)].reset_index(drop=True)
     return table, {
@@ -84,15 +82,9 @@ def check_options(options, folder, reduced):
         raise InputError(f"--archive {options.archive} must be 1 to 12, with --download or --archives")
 
 
-def prepare(options):
-    """Write the set that the options describe; returns its counts, or None where it is there already.
-
-    Raises InputError. The same options, given again, go on from the films that are done by then.
-    """
-    out, size = Path(options.out), options.size
-    folder, reduced = out / options.name, out / f"films_{size}px"
-    if is_finished(folder):
-        return None
+def prepare(options, folder):
+    """Make the set that the options describe as `folder`; returns its counts. Raises InputError, and Finished."""
+    size, reduced = options.size, folder.with_name(f"films_{options.size}px")
     check_options(options, folder, reduced)
     with TemporaryDirectory() as fetched:
         table, source = choose_films(options, fetched)
@@ -100,27 +92,13 @@ def prepare(options):
     if originals := [name for name in needed if is_original(reduced / name, size)]:
         what = f"{some(originals)} larger than {size} px, which reduced films would replace"
         raise InputError(f"{reduced} has {what}: move them elsewhere, or choose another --out")
-    threads = fetch.THREADS if options.download else os.cpu_count()
     if options.images:
-        files = [(str(path.relative_to(options.images)), path) for path in fetch.list_files(options.images)]
-        sources = fetch.file_sources(options.images, files, threads)
+        files = [(str(path.relative_to(options.images)), path) for path in fetch.list_files(options.images, reduced)]
+        sources = fetch.file_sources(options.images, files)
     else:
-        sources = fetch.archive_sources(options.archives, options.archive, threads)
-    with locked(reduced):
-        if is_finished(folder):  # made by another process meanwhile
-            return None
-        (reduced / "missing.txt").unlink(missing_ok=True)
-        with filling(folder, "source.json") as made:
-            check_space({reduced: len(needed) * size**2, folder: len(table) * size**2})
-            if len(needed) < len(table):
-                print(f"{len(table) - len(needed)} of {len(table)} films are in {reduced} already")
-            intake = Intake(reduced, size, needed)
-            problems = intake.read(sources, threads) if needed else []
-            by_hand = f", or get the archives by hand from {fetch.BY_HAND} and give their folder with --archives"
-            more = by_hand if options.download else ""
-            source["skipped"] = list_skipped(intake, problems, options.where, options.skip_bad, more)
-            counts = make_set(made, table[~table["Image Index"].isin(intake.needed)], reduced, source)
-    if source["split"] == "all" and not source["origin"]["lists"]:
+        sources = fetch.archive_sources(options.archives, options.archive)
+    counts = make_set(options, folder, reduced, table, needed, sources, source)
+    if options.split == "all" and not source["origin"]["lists"]:
         print("no --lists: divided by patient, not the official split")
     return counts
 

@@ -2,13 +2,9 @@
 
     python -m data.prepare_own --images FOLDER --labels TABLE.csv --name NAME
 
-makes data/NAME/ (images.npy, labels.csv, source.json) of the PNG, JPEG and DICOM films anywhere below FOLDER: uint8
-films of 64 x 64 px, or what --size says. The table has a row for each film, with its findings, as joined names or as a
-column each, its patient, and perhaps its split. Which column is what is guessed from usual names, said by options, and
-printed before a film is read. docs/data.md has an example and all options.
-
-Every film is reduced and kept as a PNG in a folder of its own until the set is made, so a command that was stopped goes
-on from there.
+makes data/NAME/ of the PNG, JPEG and DICOM films anywhere below FOLDER: uint8 films of 64 x 64 px, or what --size says.
+Which column of the table is what is guessed from usual names, said by options, and printed before a film is read.
+docs/data.md has an example and all options. A command that was stopped goes on from the films that it had reduced.
 """
 
 import hashlib
@@ -24,11 +20,11 @@ if not __package__:  # run by its path: the project's folder, where the imports 
 
 from data.fetch_chestxray14 import file_sources, list_files
 from data.films import film_key, is_film, is_film_file, is_whole, tell_others
-from data.intake import Intake, list_skipped, make_set
+from data.intake import make_set
 from data.labels_chestxray14 import some
 from data.labels_own import USUAL, check_labels, read_own
-from data.making import OUT, check_place, check_space, count_findings, is_finished, locked, run_script
-from support.files import InputError, filling
+from data.making import OUT, check_place, count_findings, run_script
+from support.files import InputError
 from support.settings import Parser
 
 SIZE = 64  # height and width of a prepared film, px
@@ -54,27 +50,25 @@ def keys_of(films, paths):
     return *keys, depth
 
 
-def match_films(table, options):
+def match_films(table, options, reduced):
     """The rows of `table` that the set has, with the films' names in the set, `Image Index`, and their files, `path`.
 
     Raises InputError for two rows or two files of one film and, unless options.skip_bad, rows without a film and films
     without a row, which it leaves out.
     """
-    found = {path: is_film_file(path) for path in list_files(os.path.abspath(options.images))}
+    found = {path: is_film_file(path) for path in list_files(os.path.abspath(options.images), reduced)}
     tell_others(path.name for path, is_one in found.items() if not is_one)
     paths = [path for path, is_one in found.items() if is_one]
     films, files, depth = keys_of(table["film"], paths)
-    for names, keys, where in ((table["film"], films, options.labels), (paths, files, options.images)):
-        first = {}
-        for name, key in zip(names, keys, strict=True):
-            if key in first:
-                raise InputError(f"{where} has one film twice, {first[key]} and {name}: {TWICE}")
-            first[key] = name
-    rows, path_of = dict(zip(films, table["film"], strict=True)), dict(zip(files, paths, strict=True))
-    for have, other, where, lacks in (
-        (rows, path_of, options.images, "file of"),
-        (path_of, rows, options.labels, "row for"),
-    ):
+    rows, path_of = {}, {}  # {key: a film of the table}, {key: a file}
+    both = (rows, films, table["film"], options.labels), (path_of, files, paths, options.images)
+    for found, keys, names, where in both:
+        for key, name in zip(keys, names, strict=True):
+            if key in found:
+                raise InputError(f"{where} has one film twice, {found[key]} and {name}: {TWICE}")
+            found[key] = name
+    both = (rows, path_of, options.images, "file of"), (path_of, rows, options.labels, "row for")
+    for have, other, where, lacks in both:
         lost = [str(name) for key, name in have.items() if key not in other]
         if lost and not options.skip_bad:
             raise InputError(f"{where} has no {lacks} {some(lost)}: add it, or leave out such films with --skip-bad")
@@ -82,9 +76,7 @@ def match_films(table, options):
             print(f"left out: {some(lost)}, {where} has no {lacks} them")
     names = {key: "_".join(path.parts[-depth:]) for key, path in path_of.items()}
     names = {key: name if is_film(name) else f"{name}.dcm" for key, name in names.items()}
-    table = table.assign(
-        **{"Image Index": [names.get(key) for key in films], "path": [path_of.get(key) for key in films]}
-    )
+    table["Image Index"], table["path"] = [[by_key.get(key) for key in films] for by_key in (names, path_of)]
     table = table[table["keep"] & table["path"].notna()].sort_values("Image Index", ignore_index=True)
     if options.no_patients:
         table["Patient ID"] = table["Image Index"]
@@ -96,52 +88,33 @@ def is_done(reduced, path, size):
     return is_whole(reduced, ("L", (size, size))) and reduced.stat().st_mtime >= path.stat().st_mtime
 
 
-def describe(options, findings, split):
-    """What source.json says of the set."""
-    return {
-        "findings": findings,
-        "synthetic": options.synthetic,
-        "patients": not options.no_patients,
-        "size": options.size,
-        "split": split,
-        "seed": options.seed,
-        "uncertain": options.uncertain,
-        "labels_sha256": hashlib.sha256(Path(options.labels).read_bytes()).hexdigest(),
-        "origin": {"films": Path(options.images).resolve().name, "labels": Path(options.labels).name},
-    }
-
-
-def prepare(options):
-    """Write the set that the options describe; returns its counts, or None where it is there already.
-
-    Raises InputError. The same options, given again, go on from the films that are done by then.
-    """
-    out, size, threads = Path(options.out), options.size, os.cpu_count()
-    folder = out / options.name
+def prepare(options, folder):
+    """Make the set that the options describe as `folder`; returns its counts. Raises InputError, and Finished."""
+    size = options.size
     mark = zlib.crc32(os.path.realpath(options.images).encode())  # films of another folder are other films
-    reduced = out / f"films_{options.name}_{size}px_{mark:08x}"
-    if is_finished(folder):
-        return None
+    reduced = folder.with_name(f"films_{options.name}_{size}px_{mark:08x}")
     check_place(options.name, folder, reduced, options.images, options.labels)
     if size < LEAST or options.seed < 0:
         raise InputError(f"--size {size} must be at least {LEAST} and --seed {options.seed} at least 0")
     table, findings, told = read_own(options.labels, options)
     print(*(f"{what + ':':<10} {how}" for what, how in told.items()), sep="\n")
-    table = match_films(table, options)
+    table = match_films(table, options, reduced)
     print(count_findings(table, findings).to_string())
     check_labels(options.labels, table, findings)
-    with locked(reduced):
-        if is_finished(folder):  # made by another process meanwhile
-            return None
-        files = [*zip(table["Image Index"], table["path"], strict=True)]
-        needed = [name for name, path in files if not is_done(reduced / name, path, size)]
-        with filling(folder, "source.json") as made:
-            check_space({reduced: len(needed) * size**2, folder: len(table) * size**2})
-            intake = Intake(reduced, size, needed)
-            problems = intake.read(file_sources(options.images, files, threads), threads)
-            source = describe(options, findings, told["split"])
-            source["skipped"] = list_skipped(intake, problems, options.images, options.skip_bad)
-            counts = make_set(made, table[~table["Image Index"].isin(intake.needed)], reduced, source)
+    source = {
+        "findings": findings,
+        "synthetic": options.synthetic,
+        "patients": not options.no_patients,
+        "size": size,
+        "split": told["split"],
+        "seed": options.seed,
+        "uncertain": options.uncertain,
+        "labels_sha256": hashlib.sha256(Path(options.labels).read_bytes()).hexdigest(),
+        "origin": {"films": Path(options.images).resolve().name, "labels": Path(options.labels).name},
+    }
+    files = [*zip(table["Image Index"], table["path"], strict=True)]
+    needed = [name for name, path in files if not is_done(reduced / name, path, size)]
+    counts = make_set(options, folder, reduced, table, needed, file_sources(options.images, files), source)
     shutil.rmtree(reduced)
     return counts
 
@@ -164,7 +137,9 @@ def parse_options(argv=None):
     parser.add_argument("--out", default=OUT, help="where the set's folder is made (the data folder)")
     parser.add_argument("--seed", type=int, default=SEED, help="draws the patients, without a split (%(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out films that are damaged or without a row")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.where = options.images
+    return options
 
 
 def main(argv=None):

@@ -3,9 +3,8 @@
     python -m data.prepare_phantom [FOLDER] [--seed N]    makes data/phantom/, or FOLDER: a prepared set
 
 Every film is drawn from numbers: a patient's anatomy, pose and exposure, and the sign of each finding, subtle or
-obvious by chance. 4,500 films of 64 x 64 px take about 20 s on a CPU core; a seed always gives the same bytes. The set
-serves to try a search without a download. It is synthetic, not for clinical use: an AUC on it says nothing about
-patients. The signs are simplified from the Fleischner Society's glossary (Hansell et al., Radiology 246:697, 2008).
+obvious by chance. 4,500 films of 64 x 64 px take about 20 s on a CPU core; a seed always gives the same bytes.
+The signs are simplified from the Fleischner Society's glossary (Hansell et al., Radiology 246:697, 2008).
 """
 
 import sys
@@ -18,7 +17,7 @@ import pandas as pd
 if not __package__:  # run by its path: the project's folder, where the imports below lie, is not on Python's path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.making import write_set
+from data.making import is_finished, write_set
 from dataset import FINDINGS, read_source
 from support.files import InputError, lock
 from support.progress import progress
@@ -429,19 +428,6 @@ def prepare(folder, seed=SEED, films=FILMS):
     return write_set(folder, images, table, source)
 
 
-def seed_of(folder):
-    """The seed of the phantom in `folder`, None where there is none yet. Raises InputError for films of others."""
-    if (folder / "source.json").exists():
-        source = read_source(folder)
-        if source["synthetic"] and "seed" in source:
-            return source["seed"]
-        raise InputError(f"{folder} is a set, but no phantom: name another folder, or move this one away")
-    # A stopped run leaves half a phantom in its usual folder, which holds nothing else: it is drawn again.
-    if folder.name != FOLDER.name and any((folder / name).exists() for name in ("images.npy", "labels.csv")):
-        raise InputError(f"{folder} has films in it, but is no finished set: name another folder, or move it away")
-    return None
-
-
 def main():
     parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where it is made (%(default)s)")
@@ -454,13 +440,16 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         # Two scripts that are started in a new clone both need the phantom: the second waits, and finds it there.
         held = lock(folder / "lock", wait=True)
-        before = seed_of(folder)
-        if before is None:
-            print(prepare(folder, seed).to_string(), f"made {folder}: {NOTICE}", sep="\n")
-        elif before == seed:
+        if is_finished(folder):
+            source = read_source(folder)
+            if not source["synthetic"] or source.get("seed") != seed:
+                raise InputError(f"{folder} is a set, but no phantom of seed {seed}: name another folder")
             print(f"{folder} is there already and left as it is ({NOTICE})")
+        # A stopped run leaves half a phantom in its usual folder, which holds nothing else: it is drawn again.
+        elif folder.name != FOLDER.name and any((folder / name).exists() for name in ("images.npy", "labels.csv")):
+            raise InputError(f"{folder} has films in it, but is no finished set: name another folder, or move it away")
         else:
-            raise InputError(f"{folder} is a set of seed {before}: name another folder for seed {seed}")
+            print(prepare(folder, seed).to_string(), f"made {folder}: {NOTICE}", sep="\n")
         held.release()
 
 

@@ -107,7 +107,7 @@ def prepare(raw, *more, lists=True, name="set", films="films"):
 # --- Archives
 
 
-def pack(films, folder="images", kind=".zip"):
+def pack(films, folder="images", kind=".zip", method=zipfile.ZIP_DEFLATED):
     """{name: content} -> the bytes of a zip or tar.gz with the films below `folder`, and a long text at the end.
 
     The last 64 KiB of a zip are read to find its directory, so no film should lie there.
@@ -115,7 +115,7 @@ def pack(films, folder="images", kind=".zip"):
     films = films | {"licence.txt": random.Random(0).randbytes(70000)}
     packed = io.BytesIO()
     if kind.lower() == ".zip":
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(packed, "w", method) as archive:
             for name, content in films.items():
                 archive.writestr(f"{folder}/{name}", content)
             archive.filelist.reverse()  # its directory need not be in the order of the films

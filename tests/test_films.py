@@ -13,23 +13,13 @@ from tests.films import REPO, SIZE, flip_a_bit, picture
 
 
 def test_a_film_is_matched_by_its_name_without_folder_ending_and_case():
-    for name in (
-        "A_1",
-        "a_1.png",
-        "A_1.JPG",
-        "x/y.z/a_1.jpeg",
-        "a_1.jpe",
-        "C:\\x\\a_1.dcm",
-        "a_1.nii.gz",
-        " a_1.png.npy\n",
-    ):
-        assert film_key(name) == "a_1"
+    names = ["A_1", "a_1.png", "A_1.JPG", "x/y.z/a_1.jpeg", "C:\\x\\a_1.dcm", "a_1.nii.gz", " a_1.png.npy\n"]
+    assert {film_key(name) for name in names} == {"a_1"}
     names = ["p1.left.png", "p1.right.png", "p1.v2", "1.2.840.1", "1.2.840.2", "p1 a.png", "p1 b.png", "p1"]
     assert len({film_key(name) for name in names}) == len(names)
     assert all(is_film(name) for name in ("a.PNG", "x/a.jpeg", "a.jpg", "../x/a.JPE", "./a.jfif", "a.DCM", "a.dicom"))
-    assert not any(
-        is_film(name) for name in ("a.tif", "a", "DICOMDIR", "a.png.gz", "._a.png", "@eaDir\\a.png", "x/.y/a.png")
-    )
+    others = ("a.tif", "a", "DICOMDIR", "a.png.gz", "._a.png", "@eaDir\\a.png", "x/.y/a.png")
+    assert not any(is_film(name) for name in others)
 
 
 def test_files_that_may_be_films_in_another_form_are_counted_in_one_line(capsys):
@@ -70,8 +60,8 @@ def test_a_damaged_film_is_not_whole(damage, tmp_path):
     assert not is_whole(film, form) and is_whole(film) == (damage in ("size", "mode"))
 
 
-def test_scripts_that_only_read_films_load_no_library_for_the_network():
-    command = "import test, sys; assert 'data.films' in sys.modules; print({'requests', 'remotezip'} & {*sys.modules})"
+def test_scripts_that_only_read_films_load_no_library_for_the_network_and_none_for_dicom():
+    command = "import sys, test, data.dicom; print({'requests', 'remotezip', 'pydicom'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", command], cwd=REPO, text=True) == "set()\n"
 
 
@@ -83,17 +73,10 @@ def reduce(values, path):
 
 def test_every_mode_gives_the_same_grey_values(tmp_path):
     grey = picture(0)
-    deep = grey.astype(np.uint16) * 257 + 100  # 16-bit, not only the multiples of 257
-    alpha = np.full_like(grey, 255)
-    alpha[:40] = 0  # transparency hides nothing
-    films = {
-        "L": Image.fromarray(grey),
-        "RGB": Image.fromarray(np.dstack([grey] * 3)),
-        "RGBA": Image.fromarray(np.dstack([grey] * 3 + [alpha])),
-        "LA": Image.fromarray(np.dstack([grey, alpha])),
-        "P": Image.fromarray(grey).convert("P"),
-        "I;16": Image.fromarray(deep),
-    }
+    clear = Image.fromarray(np.dstack([grey, np.where(grey > 99, 0, 255).astype(np.uint8)]))
+    films = {mode: Image.fromarray(grey).convert(mode) for mode in ("L", "RGB", "P")}
+    films |= {mode: clear.convert(mode) for mode in ("LA", "RGBA")}  # transparency hides nothing
+    films["I;16"] = Image.fromarray(grey.astype(np.uint16) * 257 + 100)  # not only the multiples of 257
     reduced = {}
     for mode, film in films.items():
         assert film.mode == mode
@@ -130,17 +113,11 @@ def test_a_film_is_read_upright_as_viewers_show_it(ending, tmp_path):
     assert (reduce_film(tmp_path / "film.png", SIZE) == reduce(shown, tmp_path / "shown.png")).all()
 
 
-def test_reducing_leaves_no_aliases(tmp_path):
+def test_reducing_leaves_no_aliases_and_a_film_that_is_not_square_keeps_its_shape_on_black(tmp_path):
     stripes = np.tile(np.array([0, 255], np.uint8), (4 * SIZE, 2 * SIZE))  # too fine for the reduced film
-    inner = reduce(stripes, tmp_path / "film.png")[:, 2:-2].astype(int)
-    assert np.abs(inner - 127).max() <= 2
-
-
-def test_a_film_that_is_not_square_keeps_its_shape_on_black(tmp_path):
-    reduced = reduce(np.full((2 * SIZE, 4 * SIZE), 200, np.uint8), tmp_path / "film.png")
-    border = SIZE // 4
-    assert (reduced[border:-border] == 200).all()
-    assert not reduced[:border].any() and not reduced[-border:].any()
+    assert np.abs(reduce(stripes, tmp_path / "film.png")[:, 2:-2].astype(int) - 127).max() <= 2
+    reduced, border = reduce(np.full((2 * SIZE, 4 * SIZE), 200, np.uint8), tmp_path / "film.png"), SIZE // 4
+    assert (reduced[border:-border] == 200).all() and not reduced[:border].any() and not reduced[-border:].any()
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])

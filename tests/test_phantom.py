@@ -53,7 +53,7 @@ def test_a_seed_gives_the_bytes_of_every_version_and_is_left_as_it_is(tmp_path, 
     seven = set_checksum(tmp_path / "seven")
     phantom.prepare(tmp_path / "same", seed=7)
     assert seven == set_checksum(tmp_path / "same") and seven != CHECKSUM_OF_FEW
-    for seed, problem in ((8, "is a set of seed 7: name another folder for seed 8"), (-1, "must be at least 0")):
+    for seed, problem in ((8, "is a set, but no phantom of seed 8: name another folder"), (-1, "must be at least 0")):
         assert problem in one_line(main, tmp_path / "seven", "--seed", seed)
     assert seven == set_checksum(tmp_path / "seven")
 

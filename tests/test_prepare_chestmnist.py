@@ -4,8 +4,6 @@ import hashlib
 import io
 import json
 import shutil
-import subprocess
-import sys
 import tracemalloc
 import zipfile
 from collections import namedtuple
@@ -18,7 +16,7 @@ from PIL import Image
 from data import fetch_chestxray14 as fetch
 from data import prepare_chestmnist as chestmnist
 from dataset import FINDINGS, load_set
-from tests.films import REPO, bytes_of, corrupt, same_set
+from tests.films import bytes_of, corrupt, same_set
 from tests.loopback import serve
 
 FILMS = {"train": 40, "val": 20, "test": 25}
@@ -173,10 +171,10 @@ BAD = {
         lambda: changed(val_labels=lambda labels: 2 * labels),
         "val_labels has other values than 0 and 1",
     ),
-    "other labels": (lambda: changed(train_labels=one_more), f"films with {FINDINGS[3]}, and ChestMNIST's has"),
+    "other labels": (lambda: changed(train_labels=one_more), f"films with {FINDINGS[3]}, and ChestMNIST's"),
     "pickle": (lambda: changed(val_labels=lambda labels: labels.astype(object)), "val_labels is object"),
     "no npz": (lambda: b"<html>" * 1000, "not a zip file"),
-    "no array": (lambda: packed(arrays(), np.savez).replace(b"\x93NUMPY", b"\x93NUMPI"), "magic string"),
+    "no array": (lambda: packed(arrays(), np.savez).replace(b"\x93NUMPY", b"\x93NUMPI"), "cannot be read"),
     "damaged": (lambda: corrupt(packed(arrays()), "val_images.npy"), "val_images.npy"),
     "cut short": (lambda: resized(lambda content: content[:-64]), "cannot reshape"),
     "longer": (lambda: resized(lambda content: content + b"x"), "val_images is longer than (20, 64, 64)"),
@@ -248,12 +246,3 @@ def test_films_are_a_stream(site, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 << 20
-
-
-@pytest.mark.parametrize("script", [["-m", "data.prepare_chestmnist"], ["data/prepare_chestmnist.py"]])
-def test_the_command_itself_refuses_a_file_with_other_numbers(script, site):
-    site.npz.write_bytes(site.server.files[ASKED])
-    command = [sys.executable, *script, "--npz", site.npz, "--out", site.out]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert "train_images is uint8 (40, 64, 64), and ChestMNIST's is uint8 (78468, 64, 64)" in done.stderr

@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 
 import numpy as np
@@ -14,16 +12,15 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from data import prepare_chestxray14 as chestxray14
+from data import making
 from data.films import reduce_film
 from data.making import count_findings
-from dataset import FINDINGS, PRESETS, encode_findings, load_set
+from dataset import FINDINGS, encode_findings, load_set
 from tests.films import (
     FILM,
     FILMS,
     FULL_TABLE,
     PATIENTS,
-    REPO,
     SHARED,
     SIZE,
     TESTED,
@@ -98,49 +95,33 @@ def test_nested_films_and_labels_stay_together_and_leave_nothing_else(raw):
     assert source["counts"] == counts and str(raw.parent) not in json.dumps(source)
 
 
-def test_without_lists_patients_are_divided_and_it_says_so(raw, capsys):
-    assert prepare(raw, lists=False) == 0
-    assert len(load_set(raw.parent / "out" / "set").table) == PATIENTS * FILMS
-    assert "not the official split" in capsys.readouterr().out
-
-
-def test_sets_of_one_size_share_their_films(raw, capsys, one_line):
-    assert prepare(raw) == 0
-    films = bytes_of(raw.parent / "out" / "films_32px")
-    for path in raw.rglob("*.png"):
-        path.write_bytes(b"not read again")
-    capsys.readouterr()
-    assert prepare(raw, name="other") == 0
-    assert bytes_of(raw.parent / "out" / "other") == bytes_of(raw.parent / "out" / "set")
-    assert bytes_of(raw.parent / "out" / "films_32px") == films
-    assert "20 of 20 films are in" in capsys.readouterr().out
-    smaller = one_line(lambda: prepare(raw, "--size", SIZE // 2, name="smaller"))  # another size has films of its own
-    assert "20 films" in smaller
-    assert prepare(raw) == 0
-    assert "is left as it is" in capsys.readouterr().out
-
-
-def test_a_set_that_another_process_made_meanwhile_is_left_as_it_is(raw, monkeypatch, capsys):
-    def locked(folder, as_it_is=chestxray14.locked):
-        monkeypatch.setattr(chestxray14, "locked", as_it_is)
-        assert prepare(raw) == 0
-        return as_it_is(folder)
-
-    monkeypatch.setattr(chestxray14, "locked", locked)
-    assert prepare(raw) == 0
-    assert "is left as it is" in capsys.readouterr().out
-
-
-def test_a_reduced_film_that_is_not_whole_is_made_again(raw, capsys):
+def test_sets_of_one_size_share_their_films_and_one_that_is_not_whole_is_made_again(raw, capsys, one_line):
     assert prepare(raw) == 0
     films = raw.parent / "out" / "films_32px"
     before, whole = bytes_of(films), bytes_of(films.parent / "set")
     (films / film_name(1, 0)).unlink()
     (films / FILM).write_bytes(flip_a_bit(before[FILM], 500))
     Image.new("L", (SIZE, SIZE + 1), 99).save(films / TESTED)
-    assert prepare(raw, name="other") == 0
-    assert "17 of 20 films are in" in capsys.readouterr().out
-    assert bytes_of(films.parent / "other") == whole and bytes_of(films) == before
+    capsys.readouterr()
+    for name, there in (("other", 17), ("third", 20)):
+        assert prepare(raw, name=name) == 0
+        assert f"{there} of 20 films are in" in capsys.readouterr().out
+        assert bytes_of(films.parent / name) == whole and bytes_of(films) == before
+        for path in (raw / "films").rglob("*.png"):
+            path.write_bytes(b"not read again")
+    assert "20 films" in one_line(lambda: prepare(raw, "--size", SIZE // 2, name="smaller"))  # has films of its own
+
+
+def test_a_set_that_another_process_made_meanwhile_is_left_as_it_is(raw, monkeypatch, capsys):
+    def meanwhile(path):
+        monkeypatch.undo()
+        assert prepare(raw, lists=False) == 0
+        return making.lock(path)
+
+    monkeypatch.setattr(making, "lock", meanwhile)
+    assert prepare(raw) == 0
+    said = capsys.readouterr().out
+    assert "not the official split" in said and "is left as it is" in said and said.count("is ready") == 1
 
 
 # --- Films as people have them
@@ -179,10 +160,7 @@ def test_films_are_read_as_people_have_them(form, raw, capsys):
     FORMS[form](raw)
     capsys.readouterr()
     assert prepare(raw, "--out", raw.parent / "again") == 0
-    said = capsys.readouterr().out
-    assert (
-        ("left out: 1 file, not PNG, JPEG or DICOM (1 .tif)" in said) == ("left out" in said) == (form == "other forms")
-    )
+    assert ("left out: 1 file, not PNG, JPEG or DICOM (1 .tif)" in capsys.readouterr().out) == (form == "other forms")
     assert same_set(raw.parent / "again" / "set", raw.parent / "out" / "set")
 
 
@@ -221,18 +199,10 @@ def test_a_fault_stops_with_one_line_and_makes_no_set(fault, raw, one_line):
     assert left <= {"out", "films_32px", "lock", "missing.txt"}
 
 
-@pytest.mark.parametrize("script", [["-m", "data.prepare_chestxray14"], ["data/prepare_chestxray14.py"]])
-def test_the_command_itself_ends_with_status_2_and_no_traceback(script, raw):
-    options = ["--images", raw / "lost", "--labels", raw / "table.csv", "--out", raw.parent / "out"]
-    done = subprocess.run([sys.executable, *script, *options], cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "lost is not a folder" in done.stderr, done.stderr
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        *((["--name", name], "--name") for name in ("../other", "a/b", "", "films_32px", *PRESETS)),
+        *((["--name", name], "--name") for name in ("../other", "a/b", "", "films_32px", "small")),
         (["--images", ""], "--images is empty: say what it is, or leave it out"),
         (["--labels", ""], "--labels is empty"),
         (["--seed", "x"], "--seed: invalid int value: 'x'"),
@@ -249,14 +219,12 @@ def test_options_that_do_not_fit_are_named(options, words, raw, one_line):
 
 def test_skip_bad_leaves_out_bad_films_only_and_counts_them(raw, capsys, one_line):
     lost = [film_name(patient, 0) for patient in (1, 2, 4, 5)]
-    for name in lost:
+    for name in (*lost, film_name(5, 1)):
         path_of(raw, name).unlink()
     cut_film(raw)
-    path_of(raw, film_name(5, 1)).unlink()
     (raw / "films" / film_name(5, 1)).symlink_to(raw / "nowhere.png")
-    said = one_line(lambda: prepare(raw))
+    said, bad = one_line(lambda: prepare(raw)), [FILM, film_name(5, 1)]
     assert f"4 films ({lost[0]}, {lost[1]}, {lost[2]}, ...) missing" in said and "link to nothing" in said
-    bad = [FILM, film_name(5, 1)]
     assert (raw.parent / "out" / "films_32px" / "missing.txt").read_text().split() == lost + bad
     assert prepare(raw, "--skip-bad") == 0
     prepared = load_set(raw.parent / "out" / "set")
@@ -315,6 +283,13 @@ def test_films_are_not_read_where_they_are_written(given, raw, one_line):
     assert len(before) == 20 and before == {path: path.read_bytes() for path in before}
 
 
+def test_a_folder_of_films_may_hold_that_of_the_reduced_ones(raw):
+    assert prepare(raw) == prepare(raw, "--out", raw / "films") == 0
+    (raw / "films" / "films_32px" / FILM).unlink()
+    assert prepare(raw, "--out", raw / "films", name="again") == 0
+    assert same_set(raw / "films" / "again", raw.parent / "out" / "set")
+
+
 def test_larger_films_in_the_place_of_reduced_ones_are_not_replaced(raw, one_line):
     films = raw.parent / "out" / f"films_{SIZE}px"
     films.mkdir(parents=True)
@@ -329,7 +304,6 @@ def test_larger_films_in_the_place_of_reduced_ones_are_not_replaced(raw, one_lin
 
 @pytest.mark.parametrize("disks", [1, 2])
 def test_there_is_room_on_each_disk_before_it_starts(disks, raw, monkeypatch, one_line):
-    (raw.parent / "out" / "set").mkdir(parents=True)
     stat, films = os.stat, PATIENTS * FILMS * SIZE**2
 
     def other_disk(path, **more):
@@ -338,9 +312,9 @@ def test_there_is_room_on_each_disk_before_it_starts(disks, raw, monkeypatch, on
 
     if disks == 2:
         monkeypatch.setattr(os, "stat", other_disk)
-    free = {"films_32px": films, "set": films} if disks == 2 else {"films_32px": 2 * films}
+    free = dict.fromkeys(("films_32px", "set"), films * 2 // disks)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(free[path.name]))
-    for full in list(free)[:disks]:
+    for full in free:
         free[full] -= 1
         said = one_line(prepare, raw)
         assert f"out/{full} needs" in said and "GB" in said and not list((raw.parent / "out").rglob("*.png"))

@@ -21,6 +21,18 @@ def test_importing_any_file_prints_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("form", ["-m data.prepare_{}", "data/prepare_{}.py"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("chestxray14", ["--download"]), ("chestmnist", []), ("own", ["--images", "films", "--labels", "table.csv"])],
+)
+def test_a_script_that_makes_a_set_runs_as_a_module_and_by_its_path(form, name, options, tmp_path):
+    command = [sys.executable, *form.format(name).split(), *options, "--name", "small", "--out", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --name 'small' must name a folder of its own, and no preset"), done.stderr
+
+
 # A file imports only files of a lower number; support/ is 0, and its files import each other.
 LAYER = {"support": 0, "operations": 1, "genotypes": 1, "dataset": 1, "utils": 1, "textbook": 1}
 LAYER |= {"architect": 2, "model_search": 2, "model_eval": 2, "scores": 2}
