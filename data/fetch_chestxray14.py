@@ -88,11 +88,11 @@ def read_files(files, wants):
             yield name, content if content and is_whole(io.BytesIO(content)) else None
 
 
-def list_files(folder, reduced):
-    """The paths of all files below `folder`, see `films.walk`, but those in the folder `reduced`. Raises InputError."""
+def list_files(folder, out):
+    """The paths of all files below `folder`, see `films.walk`, but reduced films in `out`. Raises InputError."""
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is not a folder: give --images the folder with the films")
-    return list(walk(folder, reduced))
+    return list(walk(folder, *Path(out).glob("films_*px*")))
 
 
 def file_sources(folder, files):

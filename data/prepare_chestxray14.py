@@ -93,7 +93,8 @@ def prepare(options, folder):
         what = f"{some(originals)} larger than {size} px, which reduced films would replace"
         raise InputError(f"{reduced} has {what}: move them elsewhere, or choose another --out")
     if options.images:
-        files = [(str(path.relative_to(options.images)), path) for path in fetch.list_files(options.images, reduced)]
+        paths = fetch.list_files(options.images, options.out)
+        files = [(str(path.relative_to(options.images)), path) for path in paths]
         sources = fetch.file_sources(options.images, files)
     else:
         sources = fetch.archive_sources(options.archives, options.archive)

@@ -50,13 +50,13 @@ def keys_of(films, paths):
     return *keys, depth
 
 
-def match_films(table, options, reduced):
+def match_films(table, options):
     """The rows of `table` that the set has, with the films' names in the set, `Image Index`, and their files, `path`.
 
     Raises InputError for two rows or two files of one film and, unless options.skip_bad, rows without a film and films
     without a row, which it leaves out.
     """
-    found = {path: is_film_file(path) for path in list_files(os.path.abspath(options.images), reduced)}
+    found = {path: is_film_file(path) for path in list_files(os.path.abspath(options.images), options.out)}
     tell_others(path.name for path, is_one in found.items() if not is_one)
     paths = [path for path, is_one in found.items() if is_one]
     films, files, depth = keys_of(table["film"], paths)
@@ -98,7 +98,7 @@ def prepare(options, folder):
         raise InputError(f"--size {size} must be at least {LEAST} and --seed {options.seed} at least 0")
     table, findings, told = read_own(options.labels, options)
     print(*(f"{what + ':':<10} {how}" for what, how in told.items()), sep="\n")
-    table = match_films(table, options, reduced)
+    table = match_films(table, options)
     print(count_findings(table, findings).to_string())
     check_labels(options.labels, table, findings)
     source = {

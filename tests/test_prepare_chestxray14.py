@@ -283,11 +283,11 @@ def test_films_are_not_read_where_they_are_written(given, raw, one_line):
     assert len(before) == 20 and before == {path: path.read_bytes() for path in before}
 
 
-def test_a_folder_of_films_may_hold_that_of_the_reduced_ones(raw):
-    assert prepare(raw) == prepare(raw, "--out", raw / "films") == 0
-    (raw / "films" / "films_32px" / FILM).unlink()
-    assert prepare(raw, "--out", raw / "films", name="again") == 0
-    assert same_set(raw / "films" / "again", raw.parent / "out" / "set")
+def test_a_folder_of_films_may_hold_those_of_reduced_films(raw):
+    for out in (raw.parent / "out", raw / "films"):
+        for size in (SIZE, SIZE // 2):
+            assert prepare(raw, "--size", size, "--out", out, name=f"size_{size}") == 0
+    assert same_set(raw.parent / "out" / f"size_{size}", raw / "films" / f"size_{size}")
 
 
 def test_larger_films_in_the_place_of_reduced_ones_are_not_replaced(raw, one_line):

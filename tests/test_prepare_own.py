@@ -242,6 +242,15 @@ def test_a_stopped_command_goes_on_and_reads_changed_films_and_other_folders_aga
         assert (image == reduce_film(path_of(own / folder, OTHER), SIZE)).all()
 
 
+def test_a_folder_of_films_may_hold_those_of_reduced_films(own, one_line):
+    whole, path = path_of(own, FILM).read_bytes(), path_of(own, FILM)
+    path.write_bytes(whole[:-500])
+    one_line(lambda: run(own, "--out", own / "films"))
+    path.write_bytes(whole)
+    assert run(own, "--out", own / "films") == run(own) == 0
+    assert same_set(own / "films" / "mine", own / "out" / "mine")
+
+
 def test_skip_bad_leaves_out_what_is_damaged_or_alone(own, capsys):
     overwritten(FILM, lambda content: content[:-500])(own)
     path_of(own, OTHER).rename(own / "films" / "x.png")
