@@ -23,10 +23,7 @@ class Loopback(ThreadingHTTPServer):
         self.places = []  # of each redirection, how many answers it still gives
         self.delay = 0.0  # s before each answer
         self.log = []  # (path, Range header or None, bytes sent)
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
+        self.url = f"http://127.0.0.1:{self.server_port}"
 
     def asked(self, part):
         """Requests for paths that contain `part`."""
@@ -90,12 +87,11 @@ class Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serve():
     """A running Loopback."""
-    server = Loopback()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with Loopback() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

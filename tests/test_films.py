@@ -87,15 +87,20 @@ def test_every_mode_gives_the_same_grey_values(tmp_path):
     assert np.abs(reduced["L"] - grey.reshape(SIZE, 4, SIZE, 4).mean(axis=(1, 3))).mean() < 1.5
 
 
-STORED = (  # how a film with an EXIF orientation of 1 to 8 lies in its file: where its first row and column are shown
-    lambda shown: shown,  # above, left
-    np.fliplr,  # above, right
-    lambda shown: np.rot90(shown, 2),  # below, right
-    np.flipud,  # below, left
-    np.transpose,  # left, above
-    np.rot90,  # right, above
-    lambda shown: np.rot90(shown, 2).T,  # right, below
-    lambda shown: np.rot90(shown, 3),  # left, below
+def turned(quarters, flip=False):
+    return lambda shown: np.rot90(np.fliplr(shown) if flip else shown, quarters)
+
+
+# How a film with an EXIF orientation of 1 to 8 lies in its file.
+STORED = (
+    turned(0),
+    turned(0, True),
+    turned(2),
+    turned(2, True),
+    turned(1, True),
+    turned(1),
+    turned(3, True),
+    turned(3),
 )
 
 

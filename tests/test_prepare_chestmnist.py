@@ -160,33 +160,29 @@ def resized(change):
     return file.getvalue()
 
 
-BAD = {
-    "path-": (lambda: packed(arrays(28) | {"train_images": np.zeros((9, 28, 28, 3), np.uint8)}), "(9, 28, 28, 3)"),
-    "breast-": (lambda: changed(train_labels=lambda labels: labels[:, :1]), "train_labels is uint8 (40, 1)"),
-    "missing": (lambda: changed(val_labels=None), "no item named 'val_labels.npy'"),
-    "floats": (lambda: changed(test_images=lambda films: films / 255), "test_images is float64 (25, 64, 64)"),
-    "other size": (lambda: packed(arrays(28)), "--size the size of its films"),
-    "by columns": (lambda: changed(val_images=np.asfortranarray), "val_images is"),
-    "other numbers": (
-        lambda: changed(val_labels=lambda labels: 2 * labels),
-        "val_labels has other values than 0 and 1",
-    ),
-    "other labels": (lambda: changed(train_labels=one_more), f"films with {FINDINGS[3]}, and ChestMNIST's"),
-    "pickle": (lambda: changed(val_labels=lambda labels: labels.astype(object)), "val_labels is object"),
-    "no npz": (lambda: b"<html>" * 1000, "not a zip file"),
-    "no array": (lambda: packed(arrays(), np.savez).replace(b"\x93NUMPY", b"\x93NUMPI"), "cannot be read"),
-    "damaged": (lambda: corrupt(packed(arrays()), "val_images.npy"), "val_images.npy"),
-    "cut short": (lambda: resized(lambda content: content[:-64]), "cannot reshape"),
-    "longer": (lambda: resized(lambda content: content + b"x"), "val_images is longer than (20, 64, 64)"),
-    "bytes lost": (lambda: packed(arrays())[:5000] + packed(arrays())[99000:], "cannot be read"),
-    "no file": (lambda: None, "is no file"),
+BAD = {  # words of the line, and what makes the file
+    "(9, 28, 28, 3)": lambda: packed(arrays(28) | {"train_images": np.zeros((9, 28, 28, 3), np.uint8)}),  # PathMNIST
+    "train_labels is uint8 (40, 1)": lambda: changed(train_labels=lambda labels: labels[:, :1]),  # BreastMNIST
+    "no item named 'val_labels.npy'": lambda: changed(val_labels=None),
+    "test_images is float64 (25, 64, 64)": lambda: changed(test_images=lambda films: films / 255),
+    "--size the size of its films": lambda: packed(arrays(28)),
+    "val_images is uint8 (20, 64, 64), and": lambda: changed(val_images=np.asfortranarray),
+    "val_labels has other values than 0 and 1": lambda: changed(val_labels=lambda labels: 2 * labels),
+    f"films with {FINDINGS[3]}, and ChestMNIST's": lambda: changed(train_labels=one_more),
+    "val_labels is object": lambda: changed(val_labels=lambda labels: labels.astype(object)),
+    "not a zip file": lambda: b"<html>" * 1000,
+    "cannot be read (Bad": lambda: packed(arrays(), np.savez).replace(b"\x93NUMPY", b"\x93NUMPI"),
+    "val_images.npy": lambda: corrupt(packed(arrays()), "val_images.npy"),
+    "cannot reshape": lambda: resized(lambda content: content[:-64]),
+    "val_images is longer than (20, 64, 64)": lambda: resized(lambda content: content + b"x"),
+    "cannot be read": lambda: packed(arrays())[:5000] + packed(arrays())[99000:],
+    "is no file": lambda: None,
 }
 
 
-@pytest.mark.parametrize("fault", BAD)
-def test_a_wrong_file_is_named_and_leaves_nothing(fault, site, one_line):
-    make, words = BAD[fault]
-    if content := make():
+@pytest.mark.parametrize("words", BAD)
+def test_a_wrong_file_is_named_and_leaves_nothing(words, site, one_line):
+    if content := BAD[words]():
         site.npz.write_bytes(content)
     said = one_line(run, site, "--npz", site.npz)
     assert "own.npz" in said and words in said and "give --npz" in said, said
@@ -210,26 +206,20 @@ def test_patients_come_from_the_table_of_names_in_any_order(site):
     assert data.table["Patient ID"].to_list() == [int(name[:8]) for name in table["image_id"]]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda table: table.drop(columns="index"), "has no 'index'"),
-        (lambda table: table.iloc[1:], "not one row for each of ChestMNIST's 85 films"),
-        (lambda table: pd.concat([table, table[:1]]), "not one row for each of ChestMNIST's 85 films"),
-        (lambda table: table.replace({"index": {7: 8}}), "not one row for each of ChestMNIST's 85 films"),
-        (lambda table: table.replace("00000003_001", "p3"), "names that are not NIH's for 1 film (p3)"),
-        (
-            lambda table: table.replace("00000003_001", "00000003_000"),
-            "more than one row for 1 film (00000003_000.png)",
-        ),
-        (
-            lambda table: table.replace("00000101_000", "00000001_009"),
-            "a patient in two splits for 1 film (00000001_009",
-        ),
-    ],
-)
-def test_a_table_of_names_that_does_not_fit_is_refused_before_the_download(spoil, words, site, one_line):
-    spoil(names_table()).to_csv(site.npz, index=False)
+BAD_NAMES = {  # words of the line, and what is done to the table
+    "has no 'index'": lambda table: table.drop(columns="index"),
+    "not one row for each of ChestMNIST's 85 films": lambda table: table.iloc[1:],
+    "has not one row for": lambda table: pd.concat([table, table[:1]]),
+    "one row for each of": lambda table: table.replace({"index": {7: 8}}),
+    "names that are not NIH's for 1 film (p3)": lambda table: table.replace("00000003_001", "p3"),
+    "more than one row for 1 film (00000003_000.": lambda table: table.replace("00000003_001", "00000003_000"),
+    "a patient in two splits for 1 film (00000001_0": lambda table: table.replace("00000101_000", "00000001_009"),
+}
+
+
+@pytest.mark.parametrize("words", BAD_NAMES)
+def test_a_table_of_names_that_does_not_fit_is_refused_before_the_download(words, site, one_line):
+    BAD_NAMES[words](names_table()).to_csv(site.npz, index=False)
     said = one_line(run, site, "--names", site.npz)
     assert "own.npz" in said and words in said and "give --names" in said, said
     assert not site.server.log and not site.out.exists()

@@ -29,7 +29,6 @@ from tests.films import (
     flip_a_bit,
     overwritten,
     path_of,
-    picture,
     prepare,
     run,
     same_set,
@@ -172,10 +171,6 @@ FAULTS = {
     "small film": (
         lambda raw: Image.new("L", (SIZE - 1, SIZE - 1), 99).save(path_of(raw, FILM)),
         ("films: 1 film", FILM, "unusable", "smaller than 32 px", "missing.txt", "same command", "--skip-bad"),
-    ),
-    "two films": (
-        lambda raw: Image.fromarray(255 - picture(1)).save(raw / "films" / FILM),
-        (f"different files of 1 film ({FILM})", f"{FILM} in ", f"images_002/images/{FILM} in ", "keep one"),
     ),
     "films lost": (lambda raw: (raw / "films").rename(raw / "elsewhere"), ("films is not a folder", "--images")),
     "something there": (
