@@ -118,7 +118,6 @@ def test_films_of_a_damaged_tar_do_not_count(damage, raw, archives, one_line):
     reduced = raw.parent / "out" / "films_32px"
     assert {path.name for path in reduced.glob("*.png")} == set(halves(raw)[1])
     assert (reduced / "missing.txt").read_text().split() == list(halves(raw)[0])
-    assert not list(reduced.glob("unfinished*"))
 
 
 DAMAGED = {

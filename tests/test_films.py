@@ -87,31 +87,19 @@ def test_every_mode_gives_the_same_grey_values(tmp_path):
     assert np.abs(reduced["L"] - grey.reshape(SIZE, 4, SIZE, 4).mean(axis=(1, 3))).mean() < 1.5
 
 
-def turned(quarters, flip=False):
-    return lambda shown: np.rot90(np.fliplr(shown) if flip else shown, quarters)
-
-
-# How a film with an EXIF orientation of 1 to 8 lies in its file.
-STORED = (
-    turned(0),
-    turned(0, True),
-    turned(2),
-    turned(2, True),
-    turned(1, True),
-    turned(1),
-    turned(3, True),
-    turned(3),
-)
+# {EXIF orientation: how the film lies in its file, (quarters of a turn to the left, whether it is mirrored before)}
+STORED = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (1, False)}
+STORED |= {7: (3, True), 8: (3, False)}
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 def test_a_film_is_read_upright_as_viewers_show_it(ending, tmp_path):
     shown = np.full((3 * SIZE, 4 * SIZE), 100, np.uint8)
     shown[:SIZE, : 2 * SIZE] = 250
-    for orientation, lie in enumerate(STORED, 1):
-        exif = Image.Exif()
+    for orientation, (quarters, mirrored) in STORED.items():
+        exif, lies = Image.Exif(), np.rot90(np.fliplr(shown) if mirrored else shown, quarters)
         exif[ExifTags.Base.Orientation] = orientation
-        Image.fromarray(np.ascontiguousarray(lie(shown))).save(tmp_path / f"{orientation}.{ending}", exif=exif)
+        Image.fromarray(np.ascontiguousarray(lies)).save(tmp_path / f"{orientation}.{ending}", exif=exif)
         grey = reduce_film(tmp_path / f"{orientation}.{ending}", SIZE)
         assert np.abs(grey - reduce(shown, tmp_path / "shown.png").astype(int)).max() < 9, orientation
     Image.fromarray(shown).save(tmp_path / "film.png", exif=b"Exif\0\0damaged")
