@@ -1,6 +1,7 @@
 """The results page: every picture and number is there, nothing comes from elsewhere, every text shows as such."""
 
 import base64
+import html
 import io
 import json
 import re
@@ -271,6 +272,57 @@ def test_a_damaged_search_has_no_slider(tmp_path):
     rows = search_rows()
     rows[2]["alphas"]["reduce"].pop()  # as of a search with fewer edges
     assert page.show_epochs(write_rows(tmp_path, rows)) == []
+
+
+# --- In a browser
+
+PROBE = """<script>
+const errors = []
+addEventListener("error", event => errors.push(event.message || event.target.outerHTML.slice(0, 99)), true)
+addEventListener("securitypolicyviolation", event => errors.push(event.violatedDirective))
+addEventListener("load", () => {
+  for (const table of document.querySelectorAll("table"))
+    if (/model|chexnet/.test(table.tHead.rows[0].lastElementChild.textContent))  // make it one of nine networks
+      for (const row of table.rows)
+        for (let k = 0; k < 6; k++) row.append(row.lastElementChild.cloneNode(true))
+  const inside = (element, what) => what(element.parentElement) || inside(element.parentElement, what)
+  const scrolls = element => element === document.body ? -1 : getComputedStyle(element).overflowX === "auto"
+  const all = [...document.body.querySelectorAll("*")]
+  const wide = all.filter(one => one.getBoundingClientRect().right > innerWidth + .5 && inside(one, scrolls) === -1)
+  const table = document.querySelectorAll(".sortable table")[1], orders = []
+  const hidden = all.filter(one => one.tagName === "TABLE" && !one.checkVisibility({contentVisibilityAuto: true}))
+  for (const column of [2, 2, 0]) {
+    table.tHead.rows[0].cells[column].click()
+    orders.push([...table.tBodies[0].rows].map(row => row.cells[column].textContent))
+  }
+  const bad = [...wide, ...all.filter(one => one.tagName === "IMG" && !(one.alt && one.naturalWidth))]
+  const say = {errors, bad: bad.map(one => one.outerHTML.slice(0, 99)), hidden: hidden.length, orders}
+  parent.postMessage({...say, width: document.documentElement.scrollWidth}, "*")
+})
+</script>"""
+FRAME = """<iframe src="page.html" style="width: {width}px; height: 999px; border: 0"></iframe><pre></pre>
+<script>onmessage = event => document.querySelector("pre").textContent = JSON.stringify(event.data)</script>"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs the browser chromium")
+@pytest.mark.parametrize(("medium", "width"), [("screen", 390), ("print", 717)])  # px: a phone; A4 without its margins
+def test_a_browser_shows_it_on_a_phone_and_in_print(made, tmp_path, medium, width):
+    text = (made / "results" / "index.html").read_text(encoding="utf-8")
+    if medium == "print":
+        text = text.replace("@media print", "@media all")
+    (tmp_path / "page.html").write_text(text.replace("<meta", PROBE + "<meta", 1), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME.format(width=width))  # a window would not be that narrow
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--virtual-time-budget=9000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    seen = json.loads(html.unescape(re.search("<pre>(.*)</pre>", said).group(1)))
+    assert (seen["errors"], seen["bad"]) == ([], []) and seen["width"] <= width
+    assert (seen["hidden"] == 0) == (medium == "print")  # folded tables are printed
+    *numbers, names = seen["orders"]
+    falling, rising = ([float(cell[:5]) for cell in column[:-1]] for column in numbers)  # without the average, pinned
+    assert falling == sorted(falling, reverse=True) and rising == sorted(falling) and len(set(rising)) > 1
+    assert names == [*sorted(names[:-1]), "Average of 14"]
 
 
 # --- Runs
