@@ -74,13 +74,14 @@ def leads(top, place, of_finding, patients):
 
     top, place (M,): numbers of cells; of_finding (M, findings) bool; patients (M,).
     """
-    cells = np.arange(place.max() + 1)
+    cells = np.arange(place.max() + 1)  # in any other a map hits nothing
     facts = np.column_stack([top == place, top[:, None] == cells, place[:, None] == cells])
     columns = (of_finding[:, :, None] & facts[:, None]).reshape(len(facts), -1)
     sums = Resamples(patients, RESAMPLES, seed=0).sums(columns.astype(float)).reshape(1 + RESAMPLES, -1, facts.shape[1])
     hits, at, there = sums[..., 0], *np.split(sums[..., 1:], 2, axis=2)
     films = there.sum(axis=2)
-    shares = hits / films, (at * there).sum(axis=2) / films**2
+    with np.errstate(invalid="ignore"):  # a resample without a film of a rare finding
+        shares = hits / films, (at * there).sum(axis=2) / films**2
     values = add_average(np.stack([*shares, shares[0] - shares[1]]), of_finding.any(axis=0))
     return np.column_stack([*values[:2, 0], with_limits(values[2], [])])
 
@@ -88,33 +89,33 @@ def leads(top, place, of_finding, patients):
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", nargs="+", type=Path, help="weights files of networks of the phantom")
-    networks = {path.name.removesuffix("_net.pth"): load_network(path) for path in parser.parse_args().weights}
-    for name, (_, saved) in networks.items():
+    networks = {path: load_network(path) for path in parser.parse_args().weights}
+    for path, (_, saved) in networks.items():
         if not saved["settings"].get("synthetic") or findings_of(saved) != FINDINGS:
-            raise InputError(f"{name} was not trained on the phantom, so it knows none of its signs: leave it out")
+            raise InputError(f"{path}: was not trained on the phantom, so it knows none of its signs: leave it out")
     drawn, row, finding, signs = draw()
     films = Films(drawn, "test", common_crop(networks, drawn), torch.device("cpu"))
     place, counts = places(signs, films.crop // 32)
     found = finding[:, None] == range(len(FINDINGS))  # (M, findings)
-    usual = np.array([np.bincount(place[of & counts], minlength=1).max() for of in found.T])
     counted = found[counts].sum(axis=0)
+    usual = np.array([np.bincount(place[of & counts], minlength=1).max() for of in found.T])
     asked = (counted >= MIN_FILMS) & (usual <= 0.9 * counted)
     if not asked.any():
         raise InputError(f"maps of {films.crop} px have too few values to ask: give networks of larger films")
+    columns, patients = ["films", "count", "in the usual cell", "sign's share of the film"], drawn.table["Patient ID"]
     rows = [
         [name, f"{of.sum()}", f"{count}", f"{most / max(count, 1):.2f}", f"{signs[of].mean():.2f}"]
         for name, of, count, most in zip(FINDINGS, found.T, counted, usual, strict=True)
-    ] + [[AVERAGE, *[""] * 4]]
-    columns = ["films", "count", "in the usual cell", "sign's share of the film"]
-    patients = drawn.table["Patient ID"].to_numpy()[row][counts]
-    for name, (network, saved) in networks.items():
+    ]
+    rows.append([AVERAGE, *[""] * 4])
+    for path, (network, saved) in networks.items():
         top = tops(network, films.seen_by(saved["settings"]))[row, finding]
-        values = leads(top[counts], place[counts], found[counts][:, asked], patients)
-        columns += [f"{name}: hits", "chance", "lead"]
-        numbers = iter(values)
-        for line, shown in zip(rows, [*asked, True], strict=True):
-            line += "{:.2f}|{:.2f}|{:+.2f} [{:+.2f}, {:+.2f}]".format(*next(numbers)).split("|") if shown else ["–"] * 3
-    print(format_table(columns, rows, f"{FILMS:,} films of seed {SEED}; {len(np.unique(patients))} patients count."))
+        shown = iter(leads(top[counts], place[counts], found[counts][:, asked], patients.to_numpy()[row][counts]))
+        columns += [f"{path.name.removesuffix('_net.pth')}: hits", "chance", "lead"]
+        for line, known in zip(rows, [*asked, True], strict=True):
+            cells = "{:.2f}|{:.2f}|{:+.2f} [{:+.2f}, {:+.2f}]".format(*next(shown)) if known else "–|–|–"
+            line += cells.split("|")
+    print(format_table(columns, rows, f"{FILMS:,} films of {patients.nunique()} patients, drawn with seed {SEED}."))
 
 
 if __name__ == "__main__":

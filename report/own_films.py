@@ -25,7 +25,7 @@ import torch
 
 from data.films import ENDINGS, KINDS, film_key, is_film_file, is_whole, reduce_film, tell_others, walk
 from dataset import Films, PreparedSet
-from report.activations import MAP_NOTE, Sheet, class_activation, draw_sheet, overlay
+from report.activations import MAP_NOTE, Sheet, class_activation, draw_sheet, has_maps, overlay
 from report.networks import findings_of, load_network
 from report.predictions import read_thresholds, write_predictions
 from support.devices import select_device
@@ -114,8 +114,11 @@ def score_own_films(own, networks, results, device, batch_size, sheets, points=N
             one = as_films([film], saved, device)
             of_film[name] = strongest(network, one, findings[name], probabilities[name][k])
         pictures = [picture for sheet in of_film.values() for picture in sheet.pictures]
-        captions = [text for name, sheet in of_film.items() for text in (name, *sheet.captions[1:])]
-        draw_sheet(sheet_path(results, names[k]), Sheet(pictures, captions, MAP_NOTE))
+        captions = []
+        for name, sheet in of_film.items():
+            captions += [f"{name}\n{sheet.captions[0]}".strip(), *sheet.captions[1:]]
+        note = max(sheet.note for sheet in of_film.values())  # "" for a network whose films have no maps
+        draw_sheet(sheet_path(results, names[k]), Sheet(pictures, captions, note))
         if k < SHEETS:
             first[names[k]] = of_film
     return first
@@ -177,11 +180,14 @@ def sheet_path(folder, film):
 def strongest(network, films, findings, probabilities):
     """The `Sheet` of a single film: the film alone, then its STRONGEST findings in falling order.
 
-    films: it, as of `as_films`; probabilities (findings,), of the network for it.
+    films: it, as of `as_films`; probabilities (findings,), of the network for it. Where `has_maps` says no, the
+    findings stand below the film.
     """
-    maps = class_activation(network, films.eval_batch(slice(None)))[0].cpu().numpy()
     film = films.whole(slice(None))[0].round().byte().cpu().numpy()
     shown = np.argsort(-probabilities, kind="stable")[:STRONGEST]
+    if not has_maps(films):
+        return Sheet([film], ["\n".join(f"{findings[k]} {probabilities[k]:.2f}" for k in shown)])
+    maps = class_activation(network, films.eval_batch(slice(None)))[0].cpu().numpy()
     captions = [f"{findings[k]}\n{probabilities[k]:.2f}" for k in shown]
     return Sheet([film, *(overlay(film, maps[k]) for k in shown)], ["", *captions], MAP_NOTE)
 

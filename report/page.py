@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from genotypes import EDGES, INPUT_NODES, NODES
+from report.activations import NO_MAPS
 from report.cells import WORDS
 from report.figures import COLOURS, KINDS_OF_CELL, chosen_row, kept_edges, rows_of
 from report.tables import NOTHING, Cell, Table
@@ -57,6 +58,7 @@ def write_page(out, data, table, lines, sections, examples, own, networks):
         sections=[section for section in sections if section.tables],
         note=next((sheet.note for sheet in examples.values()), ""),  # all networks have one crop
         activations=show_sheets(examples),
+        no_maps=NO_MAPS,
         own={film: show_sheets(sheets) for film, sheets in own.items()},
         cells=show_cells(Path(out), networks),
         nodes=INPUT_NODES + NODES,

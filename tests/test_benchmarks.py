@@ -300,7 +300,7 @@ def test_the_tables_of_the_evidence_are_made_from_rows_of_several_machines(modul
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["compare", "trainings", "speed", "hypergradient"])
+@pytest.mark.parametrize("name", ["compare", "trainings", "speed", "hypergradient", "maps"])
 def test_benchmarks_work_by_their_path_from_another_folder(name, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
     assert "usage: " in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout

@@ -36,8 +36,9 @@ def networks(small_set, tmp_path_factory):
 
 
 @pytest.fixture
-def out(networks, tmp_path, table_alone):
-    """A copy of it."""
+def out(networks, tmp_path, table_alone, monkeypatch):
+    """A copy of it. Maps of one value are drawn, too."""
+    monkeypatch.setattr("report.activations.COARSE", 0)
     shutil.copytree(networks, tmp_path / "out")
     return tmp_path / "out"
 
@@ -111,6 +112,12 @@ def test_a_sheet_has_the_strongest_findings_with_their_maps(small_set, out, own,
             captions += [name, *(f"{finding}\n{value:.2f}" for finding, value in strongest.items())]
         assert sheet.captions == captions
         assert [picture.ndim for picture in sheet.pictures] == 2 * ([2] + [3] * 5)  # the bare film, and under its maps
+    monkeypatch.setattr("report.activations.COARSE", 2)
+    score(small_set, out, own)
+    for sheet, coarse in zip(drawn[:3], drawn[3:], strict=True):
+        texts = [text.replace("\n", " ") for text in sheet.captions]
+        assert coarse.captions == ["\n".join(texts[:6]), "\n".join(texts[6:])] and coarse.note == ""
+        assert [picture.ndim for picture in coarse.pictures] == [2, 2]
 
 
 def test_sheets_of_an_earlier_call_are_gone_and_nothing_else(small_set, out, own):

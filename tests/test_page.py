@@ -94,7 +94,11 @@ def made(small_set, tmp_path_factory):
     predictions["Image Index"] = data.table["Image Index"].to_numpy()[data.rows("test")]
     predictions.drop(columns="prob_Hernia").to_csv(out / "other.csv", index=False)
     options = f"--predictions={OTHER}={out / 'other.csv'}", "--films", out / "own", "--min-patients", 2
-    run(table_script, small_set, out, *options)
+    (out / "results").mkdir()
+    (out / "results" / "activation_gone.png").write_text("of an earlier call")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("report.activations.COARSE", 0)
+        run(table_script, small_set, out, *options)
     return out
 
 
@@ -132,6 +136,8 @@ def test_every_picture_is_there(made):
         "The search of first_order": "search_first_order/search.png",
     }.items():
         assert pictures.pop(text) == [(made / path).read_bytes()]
+    drawn = {path.stem for path in (made / "results").glob("activation_*")}
+    assert drawn == {"activation_first_order", "activation_chexnet"}
     films = [png for same in pictures.values() for png in same]
     assert len(films) == 2 * len(FINDINGS) + 2 * 6  # the test films' maps; one's own film and its strongest findings
     for png in films:
