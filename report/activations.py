@@ -16,7 +16,7 @@ from scores import BASELINE
 LOWERS, RAISES = "#2f86d6", "#ffb000"  # colours of what lowers a logit, and of what raises it
 COARSE = 2  # values across: maps of no more are not drawn, see NO_MAPS; 0 draws all
 NO_MAPS = (
-    "There are none of these films. Their maps would have 2 × 2 values or fewer, and such maps hardly show where a "
+    "There are none of these films. Their maps would have 2 × 2 values or fewer, which do not say reliably where a "
     "finding is. On drawn films of 64 px the largest of the four values lay in the quarter with the finding's sign on "
     "43 and 26 of 100 films for two trainings of a cell, and on 52 for CheXNet; by chance it would be 32, 18 and 30 "
     "(docs/evidence.md). COARSE = 0 in report/activations.py draws them all the same."
