@@ -50,8 +50,8 @@ def stages(network, film):
     pictures = [film]
     s0 = s1 = network.stem(film)
     for cell in network.cells:
-        s0, s1 = s1, cell(s0, s1)
-        pictures.append(s1)
+        pictures.append(cell(s0, s1))
+        s0, s1 = s1, network.relu(pictures[-1])
     shapes = [" × ".join(map(str, picture.shape[1:])) for picture in pictures]
     captions = [f"cell {k}: {shape}" if k else f"film: {shape}" for k, shape in enumerate(shapes)]
     return Sheet([grey(picture[0].mean(dim=0)) for picture in pictures], captions)

@@ -8,6 +8,7 @@ import torch
 
 from dataset import load_set
 from genotypes import EDGES, PUBLISHED, save_genotype
+from model_eval import Network
 from report import walk
 from tests.test_figures import check_picture, search_rows, write_rows
 from tests.test_table import save_network
@@ -33,6 +34,13 @@ def test_a_mixed_edge_is_the_weighted_sum_of_its_operations():
         np.testing.assert_array_equal(pictures[same], pictures[0])
     assert captions[10] == "sum in epoch 2:\n0.00 0.00 0.00 1.00\n0.00 0.00 0.00 0.00"
     assert all(picture.std() > 10 for picture in pictures[2:])
+
+
+def test_the_last_picture_is_the_output_of_the_last_cell():
+    network, film = Network(4, 3, 5, PUBLISHED["DARTS_V1"]).eval(), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        last = walk.grey(network.features(film)[0].mean(dim=0))
+        np.testing.assert_array_equal(walk.stages(network, film).pictures[-1], last)
 
 
 def test_one_command_draws_the_walk_and_prints_what_the_network_says(out, small_set, monkeypatch, capsys):
