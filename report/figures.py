@@ -180,7 +180,7 @@ def draw_calibration(path, curves):
         predicted, observed, low, high = points.T
         limits = np.maximum((observed - low, high - observed), 0)
         axes.errorbar(predicted, observed, yerr=limits, color=DARK, marker="o", ms=4, capsize=2)
-    figure.supxlabel("probability that the network gives", fontsize=10)
+        axes.set_xlabel("probability that the network gives", fontsize=SMALL)
     figure.supylabel("share of films with the finding", fontsize=10)
     save_picture(figure.savefig, path)
 
