@@ -138,9 +138,9 @@ def read_text(path, limit=MAX_TEXT):
     """
     try:
         with open(path, "rb") as file:
-            raw = file.read(limit + 1)
+            raw = _read(file, limit)
         if raw[:2] == b"\x1f\x8b":
-            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(limit + 1)
+            raw = _read(gzip.GzipFile(fileobj=io.BytesIO(raw)), limit)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "a damaged gzip file"
         raise InputError(f"{path}: cannot be read ({reason})") from None
@@ -158,6 +158,15 @@ def read_text(path, limit=MAX_TEXT):
     except UnicodeDecodeError:
         raise InputError(f"{path}: neither UTF-8 nor UTF-16: save it as UTF-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read(file, limit):
+    """The bytes of a file or pipe, but hardly more than `limit`. A single read(limit) would reserve all that memory."""
+    blocks, size = [], 0
+    while size <= limit and (block := file.read(1 << 20)):
+        blocks.append(block)
+        size += len(block)
+    return b"".join(blocks)
 
 
 def plain(name):
