@@ -118,7 +118,7 @@ BUGS = (
         "search_train.py",
         'for split in ("train", "val"))',
         'for split in ("train", "test"))',
-        "The search runs, its cells are fine, and the AUC of the table is a little better than it ought to be.",
+        "The search runs and its cells look as always, but the table's AUC is that of films which the search has used.",
         "α learns on the test films, and the best epoch is chosen on them, so their AUC is no estimate for new films. "
         "CIFAR-10 has no split `val`; the authors' training script calls its test images `valid_data`.",
         "tests/test_scripts.py::test_w_learns_on_train_and_alpha_on_val",
