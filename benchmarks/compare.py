@@ -23,6 +23,8 @@ import shlex
 import sys
 import threading
 from functools import partial
+from itertools import combinations
+from math import isnan, nan
 from pathlib import Path
 from zlib import crc32
 
@@ -198,23 +200,30 @@ def format_means(trained):
         "Multiply-adds (G)": (COSTS[1], "{:.3f}"),
     }
     drawn = trained["test_auc"][trained["row"] == "random"]
-    lines = []
-    for row, runs in by_row(trained, ROWS).items():
+    rows, lines = by_row(trained, ROWS), []
+    single = [stats.p_value(runs["test_auc"], drawn) if row != "random" else nan for row, runs in rows.items()]
+    for (row, runs), *p in zip(rows.items(), single, stats.holm(single), strict=True):
         cells = [
             "–" if runs[key].isna().all() else f"{form} ± {form}".format(runs[key].mean(), runs[key].std())
             for key, form in columns.values()
         ]
-        gap = share = ""
+        against = [""] * 4
         if row != "random" and len(drawn):
-            gap = format_difference(runs["test_auc"], drawn)
             share = f"{stats.percentile(runs['test_auc'], drawn):.0f}"
-        lines.append([row, str(len(runs)), *(cell.removesuffix(" ± nan") for cell in cells), gap, share])
+            against = [format_difference(runs["test_auc"], drawn), *map(format_p, p), share]
+        lines.append([row, str(len(runs)), *(cell.removesuffix(" ± nan") for cell in cells), *against])
     notes = (
         "Mean ± standard deviation over trainings; minutes of one thread. In brackets: the 95 % interval of the "
-        "difference of two means over trainings (Welch). Percentile: the mean share, in %, of random cells that a "
-        "row's trainings are better than."
+        "difference of two means over trainings (Welch); p of the same test, alone and corrected for the number of "
+        "lines (Holm). Percentile: the mean share, in %, of random cells that a row's trainings are better than."
     )
-    return format_table(["trainings", *columns, "AUC − random", "percentile among random"], lines, notes)
+    against = ["AUC − random", "p", "p (Holm)", "percentile among random"]
+    return format_table(["trainings", *columns, *against], lines, notes)
+
+
+def format_p(p):
+    """A p-value for a table; nothing where there is none."""
+    return "" if isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def format_draws(trained):
@@ -241,6 +250,49 @@ def format_draws(trained):
     return "\n" + format_table(columns, lines, notes) if lines else ""
 
 
+def format_pairs(trained):
+    """The difference of every two rows of several trainings, but random, which `format_means` has."""
+    several = {row: runs for row, runs in by_row(trained, ROWS).items() if len(runs) > 1 and row != "random"}
+    lines = []
+    for (row, runs), (other, others) in combinations(several.items(), 2):
+        pair = runs["test_auc"], others["test_auc"]
+        lines.append([f"{row} − {other}", format_difference(*pair), format_p(stats.p_value(*pair))])
+    notes = "95 % intervals and p over trainings (Welch), each alone: not corrected for the number of lines."
+    return "\n" + format_table(["test AUC", "p"], lines, notes) if lines else ""
+
+
+def format_best(trained):
+    """The expected test AUC of the training that is best on val, of k trainings of a row."""
+    rows = by_row(trained, ROWS)
+    longest = max(map(len, rows.values()))
+    ks = [k for k in (1, 2, 3, 4, 6, 10, 15, 30) if k <= longest]
+    best = {row: [f"{stats.best_of(runs, k):.3f}" if k <= len(runs) else "" for k in ks] for row, runs in rows.items()}
+    notes = (
+        "The test AUC of the training with the best val AUC of k: its mean over all draws of k of a row's trainings."
+    )
+    return "\n" + format_table([f"best of {k}" for k in ks], [[row, *cells] for row, cells in best.items()], notes)
+
+
+def format_relations(trained):
+    """Rank correlations within these rows, and the share of the searched cells' lead that small random ones have."""
+    rows, lines = by_row(trained, ROWS), []
+    cells = trained[~trained["row"].str.startswith("chexnet")]
+    for what, column, some in (
+        ("parameters and test AUC", COSTS[0], rows.get("random", cells[:0])),
+        ("val and test AUC", "val_auc", cells),
+    ):
+        if len(some) > 2:
+            number = stats.format_interval(*stats.rank_correlation(some[[column, "test_auc"]]), "{:+.2f}")
+            name = "random cells" if some is not cells else "trainings of cells"
+            lines.append(f"Rank correlation of {what}, over {len(some)} {name}: {number}.")
+    for row in [row for row in SEARCHED if row in rows and {"random", "random_small"} <= rows.keys()]:
+        groups = [rows[name]["test_auc"].to_numpy() for name in ("random_small", row, "random")]
+        number = stats.format_interval(*stats.share_of_lead(*groups), "{:.2f}")
+        lines.append(f"Share of {row}'s lead over random that random_small has: {number}.")
+    notes = f"95 % intervals: {stats.RESAMPLES:,} bootstrap resamples of the trainings."
+    return "\n" + "\n\n".join([*lines, notes]) + "\n" if lines else ""
+
+
 def format_agreement(trained, beside):
     """How far two sets order the cells alike that were trained on both. Raises InputError for fewer than 3 of them."""
     sets = [" and ".join(rows["dataset"].unique()) for rows in (trained, beside)]
@@ -258,7 +310,7 @@ def format_agreement(trained, beside):
 
 def report(trained, out, beside):
     """Write and print the tables; draw the figure beside them."""
-    text = format_means(trained) + format_draws(trained)
+    text = "".join(form(trained) for form in (format_means, format_draws, format_pairs, format_best, format_relations))
     if beside is not None:
         text += format_agreement(trained, beside)
     write(out.with_suffix(".md"), text)

@@ -25,6 +25,32 @@ def difference(values, others):
     return values.mean() - others.mean(), low, high
 
 
+def p_value(values, others):
+    """Welch's p-value, two-sided, of the difference of two means over trainings; NaN as for `difference`."""
+    return ttest_ind(values, others, equal_var=False).pvalue
+
+
+def holm(p_values):
+    """The p-values of a family of comparisons, corrected for their number (Holm 1979); NaN stays and does not count."""
+    p_values = np.array(p_values, float)
+    known = np.flatnonzero(~np.isnan(p_values))
+    rising = known[np.argsort(p_values[known])]
+    factors = np.arange(len(rising), 0, -1)
+    p_values[rising] = np.maximum.accumulate(factors * p_values[rising]).clip(max=1)
+    return p_values
+
+
+def share_of_lead(part, whole, base):
+    """How much of the lead that `whole` has over `base` in the mean `part` has, too: (share, low, high).
+
+    The interval is a 95 % percentile bootstrap over the trainings of each of the three.
+    """
+    rng = np.random.default_rng(0)
+    means = [np.append(v.mean(), rng.choice(v, (RESAMPLES, len(v))).mean(axis=1)) for v in (part, whole, base)]
+    shares = (means[0] - means[2]) / (means[1] - means[2])
+    return shares[0], *np.quantile(shares[1:], [0.025, 0.975])
+
+
 def format_interval(middle, low, high, form):
     """A number, and its interval where there is one."""
     return form.format(middle) + (f" [{form}, {form}]".format(low, high) if low < high else "")

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
+from math import sqrt
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import t
 
 from benchmarks import compare, folds, hypergradient, parts, speed, stats, trainings
 from dataset import AVERAGE, Films, load_set
@@ -285,18 +287,26 @@ def test_a_benchmark_that_is_asked_to_stop_stops_its_script(small_set, tmp_path)
 # --- Rows
 
 
-EVIDENCE = [(compare, "compare"), (compare, "compare_nih10k"), (trainings, "quality"), (trainings, "recipes")]
+EVIDENCE = [  # and how many of the tables that are made of the rows it has
+    (compare, ["compare"], 2),
+    (compare, ["compare_long", "compare_long_small"], 1),
+    (compare, ["compare_seed2"], 1),
+    (compare, ["compare_nih10k"], 2),
+    (trainings, ["quality"], 1),
+    (trainings, ["recipes"], 1),
+]
 
 
-@pytest.mark.parametrize(("module", "name"), EVIDENCE)
-def test_the_tables_of_the_evidence_are_made_from_rows_of_several_machines(module, name, tmp_path):
-    rows = pd.read_csv(ROOT / "docs" / f"{name}.csv", dtype=str)
+@pytest.mark.parametrize(("module", "names", "tables"), EVIDENCE)
+def test_the_tables_of_the_evidence_are_made_from_rows_of_several_machines(module, names, tables, tmp_path):
+    rows = pd.concat(pd.read_csv(ROOT / "docs" / f"{name}.csv", dtype=str) for name in names)
     rows[:8].to_csv(tmp_path / "rows.csv")
     rows[8:].assign(processor="AMD EPYC").to_csv(tmp_path / "more.csv")  # older rows lack this column
     module.main(["--rows", str(tmp_path / "rows.csv"), str(tmp_path / "more.csv")])
-    lines = [line for line in (tmp_path / "rows.md").read_text().splitlines() if line.startswith("|")]
-    assert len(lines) > 8 and set(lines) <= set((ROOT / "docs" / "evidence.md").read_text().splitlines())
-    assert (tmp_path / "rows.png").exists() == (name != "recipes")  # without minutes there is no figure of them
+    evidence = (ROOT / "docs" / "evidence.md").read_text()
+    made = [part.strip() for part in (tmp_path / "rows.md").read_text().split("\n\n") if part.strip().startswith("|")]
+    assert [f"\n{table}\n" in evidence for table in made[:tables]] == [True] * tables
+    assert (tmp_path / "rows.png").exists() == (names != ["recipes"])  # without minutes there is no figure of them
 
 
 @pytest.mark.long
@@ -374,6 +384,23 @@ def test_the_interval_of_a_difference_is_welchs():
     middle, low, high = stats.difference(pd.Series([0.8, 0.9]), pd.Series([0.5, 0.5, 0.6, 0.6]))
     assert (middle, low, high) == pytest.approx((0.3, 0.0074, 0.5926), abs=1e-4)
     assert compare.format_difference(pd.Series([0.8]), pd.Series([0.5, 0.6])) == "+0.250"  # one training: no interval
+
+
+def test_p_values_are_corrected_for_their_number():
+    # Holm: the smallest times 3, the next times 2, none below one before it; a comparison that is none does not count.
+    assert stats.holm([0.02, 0.01, np.nan, 0.9]) == pytest.approx([0.04, 0.03, np.nan, 0.9], nan_ok=True)
+    assert stats.holm([0.011, 0.01, 0.7]) == pytest.approx([0.03, 0.03, 0.7])
+    values, others = pd.Series([0.8, 0.9]), pd.Series([0.5, 0.5, 0.6, 0.6])  # as above
+    assert stats.p_value(values, others) == pytest.approx(2 * t.sf(0.3 / sqrt(0.0025 + 0.01 / 12), 12 / 7))
+
+
+def test_the_share_of_a_lead_has_the_spread_of_all_three_rows():
+    part, whole, base = np.array([0.85, 0.87]), np.array([0.88, 0.90]), np.array([0.80, 0.82])
+    share, low, high = stats.share_of_lead(part, whole, base)
+    assert share == pytest.approx(0.05 / 0.08)
+    # Of two trainings a resample has the lower, the higher or both: (0.85 − 0.82) / (0.90 − 0.82) is the least share.
+    assert 0.03 / 0.08 - 1e-9 <= low < 0.5 and 0.75 < high <= 0.07 / 0.08 + 1e-9
+    assert stats.share_of_lead(whole, whole, base)[0] == 1
 
 
 def test_the_best_of_k_draws_is_the_mean_over_all_of_them():
