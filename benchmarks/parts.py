@@ -166,9 +166,8 @@ def facts(folder):
     """What a run's folder says of it, for a row of a table: FACTS and its genotype."""
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     ends = [epoch["seconds"] for epoch in epochs]
-    lengths = [
-        end - start for start, end in pairwise(ends)
-    ] or ends  # the first epoch, which warms up, only where alone
+    # The first epoch, which warms up, counts only where it is alone.
+    lengths = [end - start for start, end in pairwise(ends)] or ends
     record = read_record(folder)
     return {
         "val_auc": max(epoch["val_auc"] for epoch in epochs),
