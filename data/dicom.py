@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from data.films import largest
 from support.files import InputError
 
 PACKAGE = "'pydicom>=3,<4'"
@@ -36,7 +35,7 @@ def read_dicom(file):
     """The grey values of a DICOM film, uint8 (H, W), as viewers show it: rescaled, windowed, black at 0.
 
     Its first VOI LUT or window counts. Without one, white is the largest number of the fewest bits that hold the film's
-    values, as of other films (see `films.largest`). Raises as `open_dicom` does, and what pydicom raises for a damaged
+    values, as of other films (see `largest`). Raises as `open_dicom` does, and what pydicom raises for a damaged
     film.
     """
     film = open_dicom(file)
@@ -58,3 +57,13 @@ def read_dicom(file):
     if film.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
     return (255 * grey + 0.5).astype(np.uint8)
+
+
+def largest(values):
+    """The largest number of 8, 10, 12, 14 or 16 bits: the fewest that hold these values, as detectors have them.
+
+    Raises ValueError for values that are not whole numbers from 0 to 65535.
+    """
+    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey values of type {values.dtype} from {values.min()} to {values.max()}, not 0 to 65535")
+    return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from data.dicom import largest, read_dicom
 from support.files import InputError
 
 FILMS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".dcm", ".dicom")  # endings of the files that are read as films
@@ -112,21 +113,9 @@ def upright(film, grey):
     return grey
 
 
-def largest(values):
-    """The largest number of 8, 10, 12, 14 or 16 bits: the fewest that hold these values, as detectors have them.
-
-    Raises ValueError for values that are not whole numbers from 0 to 65535.
-    """
-    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"grey values of type {values.dtype} from {values.min()} to {values.max()}, not 0 to 65535")
-    return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
-
-
 def read_grey(file):
     """A film of any form and mode -> its grey values, a Pillow image of mode L. A broken file may raise anything."""
     if is_dicom(file):
-        from data.dicom import read_dicom  # not at the top: it imports this module
-
         return Image.fromarray(read_dicom(file))
     with Image.open(file) as film:
         if film.mode[0] not in "IF":
