@@ -314,7 +314,9 @@ def report(trained, out, beside):
     if beside is not None:
         text += format_agreement(trained, beside)
     write(out.with_suffix(".md"), text)
-    draw_comparison(out.with_suffix(".png"), {row: runs["test_auc"] for row, runs in by_row(trained, ROWS).items()})
+    searched = trained[trained["row"].isin(SEARCHED)].nlargest(1, "val_auc")  # whose cell is shown
+    rows = {row: runs["test_auc"] for row, runs in by_row(trained, ROWS).items()}
+    draw_comparison(out.with_suffix(".png"), rows, *map(parse_genotype, searched["genotype"]))
     print(text)
 
 

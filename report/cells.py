@@ -23,6 +23,7 @@ WORDS = {name: re.sub(r"(\d)x(\d)", r"\1×\2", name.replace("_", " ")) for name 
 # Intermediate nodes have the numbers of genotype.txt, where the inputs c_{k-2} and c_{k-1} are 0 and 1.
 NODE_NAMES = (r"$c_{k-2}$", r"$c_{k-1}$", *map(str, INTERMEDIATE), r"$c_k$")
 COLUMN, FIRST_TRACK, TRACK, CELL_HEIGHT = 1.9, 0.5, 0.29, 3.35  # inches, of a drawn cell
+CELL_WIDTH = COLUMN * NODES + 1.8
 
 
 def new_figure(width, height, **look):
@@ -57,12 +58,18 @@ def add_arrow(axes, *points, colour=DARK):
 
 def cells_figure(genotype):
     """A figure: the genotype's normal cell above its reduction cell."""
-    width, height = COLUMN * NODES + 1.8, 2 * CELL_HEIGHT + 0.1
-    figure = new_figure(width, height)  # the axes measure in inches
-    axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=(), xlim=(0, width), ylim=(0, height))
-    add_cell(axes, CELL_HEIGHT, "Normal cell", genotype.normal, genotype.normal_concat)
-    add_cell(axes, 0, "Reduction cell", genotype.reduce, genotype.reduce_concat)
+    figure = new_figure(CELL_WIDTH, 2 * CELL_HEIGHT)
+    normal, reduction = (genotype.normal, genotype.normal_concat), (genotype.reduce, genotype.reduce_concat)
+    add_cells(figure, {"Normal cell": normal, "Reduction cell": reduction})
     return figure
+
+
+def add_cells(figure, cells):
+    """Draw cells below each other, {title: (pairs, concat)}; the figure has CELL_WIDTH, and CELL_HEIGHT for each."""
+    look = {"xlim": (0, CELL_WIDTH), "ylim": (0, CELL_HEIGHT * len(cells))}  # the axes measure in inches
+    axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=(), yticks=(), **look)
+    for k, (title, cell) in enumerate(reversed(cells.items())):
+        add_cell(axes, k * CELL_HEIGHT, title, *cell)
 
 
 def add_cell(axes, bottom, title, pairs, concat):

@@ -17,7 +17,18 @@ from scipy.special import softmax
 from sklearn.metrics import auc, roc_curve
 
 from genotypes import EDGES, EDGES_PER_NODE, INPUT_NODES, NODES, PRIMITIVES, load_genotype, parse_genotype
-from report.cells import DARK, FAINT, SMALL, WORDS, cells_figure, new_figure, save_picture
+from report.cells import (
+    CELL_HEIGHT,
+    CELL_WIDTH,
+    DARK,
+    FAINT,
+    SMALL,
+    WORDS,
+    add_cells,
+    cells_figure,
+    new_figure,
+    save_picture,
+)
 from support.files import InputError, read_text
 from support.settings import Parser, guarded
 
@@ -185,9 +196,18 @@ def draw_calibration(path, curves):
     save_picture(figure.savefig, path)
 
 
-def draw_comparison(path, groups):
-    """Test AUC of repeated trainings as dots, with their mean as a line; groups: {name: AUCs}."""
-    figure, (axes,) = make_panels(1, 1, 8, 0.7 + 0.3 * len(groups))
+def draw_comparison(path, groups, genotype=None):
+    """Test AUC of repeated trainings as dots, with their mean as a line; groups: {name: AUCs}.
+
+    Above them stands the normal cell of `genotype`, where one is given.
+    """
+    width, dots = CELL_WIDTH, 0.7 + 0.3 * len(groups)
+    figure = new_figure(width, dots + CELL_HEIGHT * bool(genotype))
+    below = figure
+    if genotype:
+        above, below = figure.subfigures(2, 1, height_ratios=(CELL_HEIGHT, dots))
+        add_cells(above, {"A found cell": (genotype.normal, genotype.normal_concat)})
+    axes = below.add_axes((0.26, 0.55 / dots, 0.71, 1 - 0.7 / dots))  # room for ticks and the label below
     for k, values in enumerate(groups.values()):
         axes.plot(values, np.full(len(values), k), "o", color=DARK, alpha=0.5)
         axes.plot([np.mean(values)] * 2, (k - 0.3, k + 0.3), color=DARK, lw=2)

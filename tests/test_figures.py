@@ -153,13 +153,14 @@ def test_results_films_and_summary(tmp_path):
     figures.draw_auc(tmp_path / "auc.png", table)
     curve = np.array([(0.01, 0.02, 0.01, 0.03), (0.3, 0.2, 0.21, 0.35)])
     figures.draw_calibration(tmp_path / "calibration.png", {"first_order": curve, "nothing": curve[:0]})
+    figures.draw_comparison(tmp_path / "comparison.png", {"random": [0.8, 0.9], "chexnet": [0.7]}, random_genotype(1))
     films = list(rng.integers(0, 256, (7, 64, 64), dtype=np.uint8))
     captions = ["No Finding"] * 6 + [", ".join(FINDINGS)]
     activations.draw_sheet(tmp_path / "films.png", Sheet(films, captions))
     overlaid = [*map(activations.overlay, films, rng.normal(size=(7, 2, 2)))]
     activations.draw_sheet(tmp_path / "activation.png", Sheet(overlaid, captions, "a note"))
     draw_summary(tmp_path / "Summary.png")
-    for name in ("roc", "auc", "calibration", "films", "activation", "Summary"):
+    for name in ("roc", "auc", "calibration", "comparison", "films", "activation", "Summary"):
         check_picture(tmp_path / f"{name}.png")
     with Image.open(tmp_path / "activation.png") as image:
         assert np.ptp(np.asarray(image.convert("RGB"), int), axis=2).max() > 20  # the map is coloured, films are grey
