@@ -71,7 +71,7 @@ def test_the_test_of_each_bug_fails_by_an_assertion(bug, tmp_path):
 TEXTBOOK = [
     "tests/test_supernet.py::test_outputs_gradients_and_statistics_equal_the_textbook",
     "tests/test_supernet.py::test_the_textbook_derives_the_same_cells",
-    "tests/test_genotypes.py::test_random_genotypes_use_every_operation_and_source",
+    "tests/test_genotypes.py::test_random_genotypes_are_those_of_their_seed_and_use_every_operation_and_source",
 ]
 COSTS = ["tests/test_networks.py::test_operations_divide_the_size_and_cost_what_torch_counts"]
 FIRST_STEPS = {"add an operation": (TEXTBOOK + COSTS, (14, 9)), "change the nodes": (TEXTBOOK, (9, 8))}
