@@ -201,14 +201,15 @@ def format_means(trained):
     }
     drawn = trained["test_auc"][trained["row"] == "random"]
     rows, lines = by_row(trained, ROWS), []
-    single = [stats.p_value(runs["test_auc"], drawn) if row != "random" else nan for row, runs in rows.items()]
+    others = [row for row in rows if row != "random" and len(drawn)]
+    single = [stats.p_value(runs["test_auc"], drawn) if row in others else nan for row, runs in rows.items()]
     for (row, runs), *p in zip(rows.items(), single, stats.holm(single), strict=True):
         cells = [
             "–" if runs[key].isna().all() else f"{form} ± {form}".format(runs[key].mean(), runs[key].std())
             for key, form in columns.values()
         ]
         against = [""] * 4
-        if row != "random" and len(drawn):
+        if row in others:
             share = f"{stats.percentile(runs['test_auc'], drawn):.0f}"
             against = [format_difference(runs["test_auc"], drawn), *map(format_p, p), share]
         lines.append([row, str(len(runs)), *(cell.removesuffix(" ± nan") for cell in cells), *against])

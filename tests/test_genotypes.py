@@ -64,9 +64,7 @@ def test_ties_go_to_the_lower_node_then_to_the_earlier_primitive():
 def test_random_genotypes_are_those_of_their_seed_and_use_every_operation_and_source():
     assert random_genotype(-1) != random_genotype(1)
     drawn = [random_genotype(seed) for seed in range(200)]
-    assert drawn == [
-        parse_genotype(format_genotype(random_genotype(seed))) for seed in range(200)
-    ]  # so it can be built
+    assert drawn == [parse_genotype(format_genotype(genotype)) for genotype in map(random_genotype, range(200))]
     assert {op for g in drawn for op, _ in g.normal + g.reduce} == set(PRIMITIVES[1:])
     assert {source for g in drawn for _, source in g.normal[-2:]} == set(range(INPUT_NODES + NODES - 1))
 
