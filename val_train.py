@@ -49,7 +49,7 @@ STANDARDISE = {"phantom": False, "small": False, "reference": False}  # True: ea
 CONTRAST = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: contrast × exp(± this), brightness ± half of it
 TURN = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: ± degrees, with scale and shift (dataset.turned)
 
-# The better recipe on small sets, and the original's (docs/evidence.md).
+# The better recipe on small sets, and the original's (docs/tried.md).
 RECIPE = {"phantom": "one_cycle", "small": "one_cycle", "reference": "cosine"}  # one_cycle: AdamW; cosine: SGD
 ONE_CYCLE_LR = 0.01  # AdamW's highest rate: reached after 0.3 of all steps, then falling to almost 0
 ONE_CYCLE_WEIGHT_DECAY = 0.05  # of AdamW
