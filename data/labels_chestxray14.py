@@ -11,7 +11,7 @@ import pandas as pd
 
 from data.films import film_key, is_film
 from dataset import FINDINGS, NO_FINDING, SPLITS
-from support.files import InputError, read_table, read_text
+from support.files import InputError, plain, read_table, read_text
 
 VAL_OF_TRAIN_VAL = 0.2  # share of the official train_val patients that become val
 VAL, TEST = 0.1, 0.2  # shares of all patients, without the official lists
@@ -37,11 +37,6 @@ def some(names):
     """'4 films (a.png, b.png, c.png, ...)': their number and the first few."""
     first = [*names[:3], "..."] if len(names) > 3 else names
     return f"{len(names)} film{'s' * (len(names) != 1)} ({', '.join(first)})"
-
-
-def plain(name):
-    """A name without regard to case, spaces and underscores."""
-    return re.sub(r"[\W_]+", "", name).lower()
 
 
 def find(wanted, names, where, ways):

@@ -6,9 +6,9 @@ Findings are names that one column joins, or one column each. The names of colum
 import numpy as np
 import pandas as pd
 
-from data.labels_chestxray14 import assign_splits, find, plain, read_age, refuse
+from data.labels_chestxray14 import assign_splits, find, read_age, refuse
 from dataset import NO_FINDING, SPLITS, check_findings, encode_findings
-from support.files import InputError, read_table
+from support.files import InputError, plain, read_table
 
 # What columns are usually called, in any spelling that `plain` makes equal; of several, the first in this order counts.
 USUAL = {
