@@ -278,13 +278,12 @@ def format_relations(trained):
     """Rank correlations within these rows, and the share of the searched cells' lead that small random ones have."""
     rows, lines = by_row(trained, ROWS), []
     cells = trained[~trained["row"].str.startswith("chexnet")]
-    for what, column, some in (
-        ("parameters and test AUC", COSTS[0], rows.get("random", cells[:0])),
-        ("val and test AUC", "val_auc", cells),
+    for what, column, some, name in (
+        ("parameters and test AUC", COSTS[0], rows.get("random", cells[:0]), "random cells"),
+        ("val and test AUC", "val_auc", cells, "trainings of cells"),
     ):
         if len(some) > 2:
             number = stats.format_interval(*stats.rank_correlation(some[[column, "test_auc"]]), "{:+.2f}")
-            name = "random cells" if some is not cells else "trainings of cells"
             lines.append(f"Rank correlation of {what}, over {len(some)} {name}: {number}.")
     for row in [row for row in SEARCHED if row in rows and {"random", "random_small"} <= rows.keys()]:
         groups = [rows[name]["test_auc"].to_numpy() for name in ("random_small", row, "random")]

@@ -114,7 +114,8 @@ def show_epochs(folder):
     each edge the operation, or "" where the cell does not keep it.
     """
     with suppress(InputError), rows_of(folder) as rows:
-        return [show_epoch(row, row is chosen_row(rows)) for row in rows]
+        chosen = chosen_row(rows)
+        return [show_epoch(row, row is chosen) for row in rows]
     return []
 
 
