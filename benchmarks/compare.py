@@ -24,7 +24,7 @@ import sys
 import threading
 from functools import partial
 from itertools import combinations
-from math import isnan, nan
+from math import isnan, nan, prod, sqrt
 from pathlib import Path
 from zlib import crc32
 
@@ -274,6 +274,12 @@ def format_best(trained):
     return "\n" + format_table([f"best of {k}" for k in ks], [[row, *cells] for row, cells in best.items()], notes)
 
 
+def format_ceiling(reliabilities):
+    """How high a correlation can be expected to be, for all that chance of a training leaves; "" where not known."""
+    highest = sqrt(prod(reliabilities))
+    return "" if isnan(highest) else f"; chance of the trainings leaves at most {highest:.2f}"
+
+
 def format_relations(trained):
     """Rank correlations within these rows, and the share of the searched cells' lead that small random ones have."""
     rows, lines = by_row(trained, ROWS), []
@@ -284,11 +290,15 @@ def format_relations(trained):
     ):
         if len(some) > 2:
             number = stats.format_interval(*stats.rank_correlation(some[[column, "test_auc"]]), "{:+.2f}")
-            lines.append(f"Rank correlation of {what}, over {len(some)} {name}: {number}.")
+            ceiling = ""
+            if column == "val_auc":
+                ceiling = format_ceiling(stats.reliability(some[auc], some["genotype"]) for auc in (column, "test_auc"))
+            lines.append(f"Rank correlation of {what}, over {len(some)} {name}: {number}{ceiling}.")
     for row in [row for row in SEARCHED if row in rows and {"random", "random_small"} <= rows.keys()]:
-        groups = [rows[name]["test_auc"].to_numpy() for name in ("random_small", row, "random")]
-        number = stats.format_interval(*stats.share_of_lead(*groups), "{:.2f}")
-        lines.append(f"Share of {row}'s lead over random that random_small has: {number}.")
+        small, searched, drawn = (rows[name]["test_auc"].to_numpy() for name in ("random_small", row, "random"))
+        if stats.difference(searched, drawn)[1] > 0:  # there is no share of a lead that is not shown
+            number = stats.format_interval(*stats.share_of_lead(small, searched, drawn), "{:.2f}")
+            lines.append(f"Share of {row}'s lead over random that random_small has: {number}.")
     notes = f"95 % intervals: {stats.RESAMPLES:,} bootstrap resamples of the trainings."
     return "\n" + "\n\n".join([*lines, notes]) + "\n" if lines else ""
 
@@ -301,10 +311,12 @@ def format_agreement(trained, beside):
     if len(both) < 3:
         raise InputError(f"--beside: {len(both)} cells were trained on {sets[0]} and on {sets[1]}, it takes 3")
     correlation, low, high = stats.rank_correlation(both)
+    known = [rows[rows["genotype"].isin(both.index)] for rows in (trained, beside)]
+    ceiling = format_ceiling(stats.reliability(rows["test_auc"], rows["genotype"], of_means=True) for rows in known)
     return (
         f"\nRank correlation of the test AUCs on {sets[0]} and on {sets[1]}, over the {len(both)} cells trained on "
         f"both: {correlation:+.2f} [{low:+.2f}, {high:+.2f}] (95 %, {stats.RESAMPLES:,} bootstrap resamples of the "
-        "cells).\n"
+        f"cells){ceiling}.\n"
     )
 
 

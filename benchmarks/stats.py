@@ -86,6 +86,20 @@ def rank_correlation(pairs):
     return correlation, low, high
 
 
+def reliability(values, cells, of_means=False):
+    """The share of the variance of trainings' values that is not chance of a training: 0 to 1.
+
+    cells: which cell each training has; the variance within those that several have is the chance. of_means: the
+    share for the cells' means instead. NaN where no cell has two trainings. Two measured quantities cannot be
+    expected to correlate better than the root of the product of their reliabilities (Spearman 1904).
+    """
+    trainings = values.groupby(cells)
+    within, count = trainings.var(), trainings.size()
+    chance = (within * (count - 1)).sum() / (count - 1).sum() if (count > 1).any() else np.nan
+    share = chance * (1 / count).mean() / trainings.mean().var() if of_means else chance / values.var()
+    return np.maximum(0, 1 - share)
+
+
 def auc_over_folds(folds, resamples):
     """{command: mean AUC over the findings, (1 + resamples,)}, and how many findings: over pairs of films of one fold.
 

@@ -403,6 +403,15 @@ def test_the_share_of_a_lead_has_the_spread_of_all_three_rows():
     assert stats.share_of_lead(whole, whole, base)[0] == 1
 
 
+def test_the_chance_of_a_training_is_that_between_trainings_of_one_cell():
+    values, cells = pd.Series([0.70, 0.72, 0.80, 0.84, 0.90]), list("aabbc")
+    # Variances within: 0.0002 and 0.0008, one degree of freedom each; of all: 0.00692; of 0.71, 0.82 and 0.90: 0.00910.
+    assert stats.reliability(values, cells) == pytest.approx(1 - 0.0005 / 0.00692)
+    assert stats.reliability(values, cells, of_means=True) == pytest.approx(1 - 0.0005 * 2 / 3 / 0.0091)
+    assert stats.reliability(pd.Series([0.6, 0.8, 0.6, 0.8]), list("aabb")) == 0  # more between trainings than cells
+    assert np.isnan(stats.reliability(values, list(range(5))))
+
+
 def test_the_best_of_k_draws_is_the_mean_over_all_of_them():
     drawn = pd.DataFrame({"val_auc": [0.7, 0.9, 0.6, 0.8, 0.5], "test_auc": [0.75, 0.81, 0.66, 0.84, 0.52]})
     for k in range(1, 6):
