@@ -287,26 +287,60 @@ def test_a_benchmark_that_is_asked_to_stop_stops_its_script(small_set, tmp_path)
 # --- Rows
 
 
-EVIDENCE = [  # and how many of the tables that are made of the rows it has
+PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/evidence.md", "docs/tried.md")}
+COMMITTED = [  # rows in docs/, and how many of the tables that are made of them the pages have
     (compare, ["compare"], 2),
     (compare, ["compare_long", "compare_long_small"], 1),
     (compare, ["compare_seed2"], 1),
     (compare, ["compare_nih10k"], 2),
+    (compare, ["compare_nih10k_128"], 0),
     (trainings, ["quality"], 1),
     (trainings, ["recipes"], 1),
+    (trainings, ["recipes_nih10k"], 1),
 ]
+# Their rows were not kept, or are those of one training.
+WITHOUT_ROWS = ("## The comparison over three seeds", "### By sex, age and view")
 
 
-@pytest.mark.parametrize(("module", "names", "tables"), EVIDENCE)
-def test_the_tables_of_the_evidence_are_made_from_rows_of_several_machines(module, names, tables, tmp_path):
-    rows = pd.concat(pd.read_csv(ROOT / "docs" / f"{name}.csv", dtype=str) for name in names)
-    rows[:8].to_csv(tmp_path / "rows.csv")
-    rows[8:].assign(processor="AMD EPYC").to_csv(tmp_path / "more.csv")  # older rows lack this column
-    module.main(["--rows", str(tmp_path / "rows.csv"), str(tmp_path / "more.csv")])
-    evidence = "".join((ROOT / "docs" / page).read_text() for page in ("evidence.md", "tried.md"))
-    made = [part.strip() for part in (tmp_path / "rows.md").read_text().split("\n\n") if part.strip().startswith("|")]
-    assert [f"\n{table}\n" in evidence for table in made[:tables]] == [True] * tables
-    assert (tmp_path / "rows.png").exists() == (names != ["recipes"])  # without minutes there is no figure of them
+def stated(text):
+    """The numbers in a text that have a deviation or an interval: {(mean, deviation) or (number, low, high)}."""
+    text, number = re.sub(r"\s+", " ", text).replace("−", "-"), r"([+-]?\d+\.\d+)"
+    found = re.findall(rf"{number} ± {number}", text) + re.findall(rf"{number} \[{number}, {number}\]", text)
+    return {tuple(map(float, numbers)) for numbers in found}
+
+
+def test_tables_and_numbers_of_the_pages_are_made_from_the_committed_rows(tmp_path):
+    printed = set()
+    for name in ("auc_phantom", "auc_nih10k", "auc_nih_mini"):
+        printed |= set(
+            pd.read_csv(ROOT / "docs" / f"{name}.csv")[["auc", "low", "high"]].itertuples(index=False, name=None)
+        )
+    leads = pd.read_csv(ROOT / "docs" / "maps.csv")[["lead", "lead_low", "lead_high"]]
+    printed |= set(leads.itertuples(index=False, name=None))
+    for module, names, tables in COMMITTED:
+        rows = pd.concat(pd.read_csv(ROOT / "docs" / f"{name}.csv", dtype=str) for name in names)
+        rows[:8].to_csv(tmp_path / "rows.csv")
+        rows[8:].assign(processor="AMD EPYC").to_csv(tmp_path / "more.csv")  # older rows lack this column
+        beside = ["--beside", str(ROOT / "docs" / "compare.csv")] * (names == ["compare_nih10k"])
+        module.main(["--rows", str(tmp_path / "rows.csv"), str(tmp_path / "more.csv"), *beside])
+        text = (tmp_path / "rows.md").read_text()
+        made = [part.strip() for part in text.split("\n\n") if part.strip().startswith("|")]
+        missing = [table for table in made[:tables] if not any(f"\n{table}\n" in page for page in PAGES.values())]
+        assert not missing, names
+        printed |= stated(text)
+    printed |= {(-some[0], -some[2], -some[1]) for some in printed if len(some) == 3}  # the difference the other way
+    for name, page in PAGES.items():
+        for section in WITHOUT_ROWS:
+            page = re.sub(rf"^{section}\n.*?(?=^##)", "", page, flags=re.MULTILINE | re.DOTALL)
+        assert stated(page) <= printed, name
+
+
+def test_the_table_of_128_pixels_is_made_from_the_rows_of_both_sizes():
+    both = [pd.read_csv(ROOT / "docs" / f"compare_nih10k{end}.csv").set_index(["row", "seed"]) for end in ("_128", "")]
+    for (row, seed), large in both[0].drop(index=("chexnet", 1)).iterrows():  # at 64 px with these epochs no row
+        aucs = [f"{rows.loc[(row, seed), auc]:.3f}" for auc in ("test_auc", "val_auc") for rows in both]
+        line = [f"{row}, seed {seed}", *aucs, f"{large['epochs']:.0f}", f"{large['minutes']:.1f}"]
+        assert f"\n| {' | '.join(line)} |\n" in PAGES["docs/tried.md"]
 
 
 @pytest.mark.long
