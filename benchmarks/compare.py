@@ -35,15 +35,25 @@ if not __package__:  # run by its path: the project's folder, where the imports 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import stats
-from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, read_rows, script, script_settings
+from benchmarks.parts import (
+    FACTS,
+    collect,
+    facts,
+    format_table,
+    make_parser,
+    read_rows,
+    scores_on_test,
+    script,
+    script_settings,
+)
 from benchmarks.speed import alternate, network_step
 from benchmarks.stats import by_row
 from chexnet import CheXNet
-from dataset import AVERAGE, crop_of, open_set
+from dataset import crop_of, open_set
 from genotypes import PUBLISHED, load_genotype, parse_genotype, random_genotype, save_genotype
 from model_eval import Network
 from report.figures import draw_comparison
-from scores import COSTS, read_scores
+from scores import COSTS
 from support.files import InputError, write
 from support.settings import guarded
 
@@ -166,10 +176,7 @@ def run_part(options, data, row, seed, found):
         cell = out / f"{name}.txt"
         save_genotype(cell, genotype)
         script("val_train.py", out, *options.train, *on_seed, "--genotype", cell, "--epochs", epochs)
-    scored, weights = out / "results" / "auc.csv", out / "weights" / f"{name}_net.pth"
-    if not scored.exists() or scored.stat().st_mtime < weights.stat().st_mtime:
-        script("test.py", out, *on_set)
-    scores = read_scores(scored).loc[(name, AVERAGE)]
+    scores = scores_on_test(out, name, *on_set)
     return {
         "dataset": data.name,
         "row": row,

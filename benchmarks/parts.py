@@ -18,7 +18,8 @@ from statistics import mean
 
 import pandas as pd
 
-from dataset import find_preset
+from dataset import AVERAGE, find_preset
+from scores import read_scores
 from support.files import InputError, lock, write
 from support.records import read_record
 from support.settings import Parser, parse_settings
@@ -120,6 +121,14 @@ def script(name, out, *arguments):
             RUNNING.remove(process)
     if status:
         raise SystemExit(f"error: {name} failed, see the end of {said.name}; start this command again to go on")
+
+
+def scores_on_test(out, name, *on_set):
+    """The averages of a network's column in the table of <out>/weights, which is made where it is not there yet."""
+    scored, weights = out / "results" / "auc.csv", out / "weights" / f"{name}_net.pth"
+    if not scored.exists() or scored.stat().st_mtime < weights.stat().st_mtime:
+        script("test.py", out, *on_set)
+    return read_scores(scored).loc[(name, AVERAGE)]
 
 
 def side_by_side(parts, jobs):

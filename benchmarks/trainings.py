@@ -5,7 +5,8 @@
 
 runs each command, a script with its options in one string, on each set with each seed, on one thread. With --minutes
 there is one training for each of these lengths, from scratch, of as many whole epochs as fit into it, at least one; the
-learning rate's schedule runs over just these. How long an epoch takes is measured by a training of its own.
+learning rate's schedule runs over just these. How long an epoch takes is measured by a training of its own. The table
+has the AUC on `val`, or, with --test, on `test`.
 
 Choose settings on sets that serve for this alone:
 
@@ -33,7 +34,7 @@ if not __package__:  # run by its path: the project's folder, where the imports 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.folds import fold_auc, make_folds, report_folds
-from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, read_rows, script
+from benchmarks.parts import FACTS, collect, facts, format_table, make_parser, read_rows, scores_on_test, script
 from dataset import open_set
 from report.figures import draw_quality
 from report.networks import load_network
@@ -89,28 +90,37 @@ def run_part(options, asked, dataset, seed, command):
             pace = facts(train(options, command, dataset, 0, "_pace", "--epochs", PACE))["epoch_seconds"]
         length, more = f"_{asked:g}min", ("--epochs", max(1, int(60 * asked / pace)))
     run = train(options, command, dataset, seed, length, *more)
+    if options.test:
+        scores = scores_on_test(run.parents[1], run.name, "--dataset", dataset, "--data", options.data)
     network, _ = load_network(f"{run}_net.pth")
     parameters = sum(p.numel() for p in network.parameters())
     row = {"command": command, "dataset": dataset, "seed": seed, "asked_minutes": asked}
     row |= {"fold_auc": fold_auc(run, options.data, dataset)} if options.folds else {}
+    row |= {"test_auc": scores["auc"]} if options.test else {}
     return row | {"parameters_millions": round(parameters / 1e6, 4)} | facts(run)
 
 
+def measure(trained):
+    """The column that the table and the figure are of: with --test the AUC on `test`, else on `val`."""
+    return "test_auc" if "test_auc" in trained else "val_auc"
+
+
 def format_trainings(trained):
-    """The val AUC of each training and their mean, in Markdown: a line for each command and length."""
+    """The AUC of each training and their mean, in Markdown: a line for each command and length."""
     places = list(trained.groupby(["dataset", "seed"], sort=False).groups)
     asked_any = bool(trained["asked_minutes"].notna().any())
     columns = ["asked (min)"] * asked_any + ["Parameters (M)", "epochs", "minutes"]
     lines = []
     for (command, asked), runs in trained.groupby(["command", "asked_minutes"], sort=False, dropna=False):
-        auc = runs.set_index(["dataset", "seed"])["val_auc"]
+        auc = runs.set_index(["dataset", "seed"])[measure(trained)]
         cells = [f"{asked:g}".replace("nan", "–")] * asked_any
         cells += [f"{runs['parameters_millions'].iloc[0]:.2f}", f"{runs['epochs'].mean():.0f}"]
         cells += [f"{runs['minutes'].mean():.1f}"]
         cells += [f"{auc[place]:.3f}" if place in auc.index else "–" for place in places]
         lines.append([f"`{command}`", *cells, f"{auc.mean():.3f}"])
     columns += [*(f"{dataset}, {seed}" for dataset, seed in places), "mean"]
-    notes = "Val AUC of the best epoch, by set and seed of the training; mean epochs and minutes, on one thread."
+    split = measure(trained).removesuffix("_auc").capitalize()
+    notes = f"{split} AUC of the best epoch, by set and seed of the training; mean epochs and minutes, on one thread."
     return format_table(columns, lines, notes)
 
 
@@ -119,8 +129,9 @@ def report(trained, out):
     text = format_trainings(trained)
     write(out.with_suffix(".md"), text)
     timed = trained[trained["asked_minutes"].notna()].groupby(["command", "dataset"], sort=False)
-    if curves := {", ".join(names): runs[["minutes", "val_auc"]].to_numpy() for names, runs in timed}:
-        draw_quality(out.with_suffix(".png"), curves)
+    auc = measure(trained)
+    if curves := {", ".join(names): runs[["minutes", auc]].to_numpy() for names, runs in timed}:
+        draw_quality(out.with_suffix(".png"), curves, auc.replace("_", " ").replace("auc", "AUC"))
     print(text)
 
 
@@ -131,6 +142,7 @@ def main(arguments=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings")
     parser.add_argument("--folds", type=int, default=0, help="compare by cross-validation over patients, so many folds")
     parser.add_argument("--first", type=int, default=0, help="of the folds, only so many")
+    parser.add_argument("--test", action="store_true", help="score the test films, once all settings are chosen")
     parser.add_argument("--minutes", type=float, nargs="+", default=[], help="lengths of a training")
     options = parser.parse_args(arguments)
     if options.rows:
@@ -139,8 +151,8 @@ def main(arguments=None):
         raise InputError("name at least one command, such as 'chexnet.py --batch-size 32' (see --help)")
     for command in options.commands:
         check_command(command, {"--dataset", "--data", "--seed", "--out", *["--epochs"] * bool(options.minutes)})
-    if options.folds and (len(options.sets) > 1 or options.minutes):
-        raise InputError("--folds is for one of --sets, without --minutes")
+    if options.folds and (len(options.sets) > 1 or options.minutes or options.test):
+        raise InputError("--folds is for one of --sets, without --minutes and --test")
     data = [open_set(options.data, name) for name in options.sets]  # before anything runs for hours; makes the phantom
     if options.folds:
         options.data = Path(options.out) / "sets"

@@ -167,11 +167,15 @@ def test_trainings_have_the_epochs_that_fit_into_the_minutes_asked(here, tmp_pat
     facts = trainings.facts  # every epoch takes 3 s, so that 6 and 12 s are 2 and 4 epochs, whatever the machine does
     monkeypatch.setattr(trainings, "facts", lambda run: facts(run) | {"epoch_seconds": 3})
     command = TRAIN.replace(" --epochs 1", "")
-    options = [command, "--sets", "noise", *here, "--minutes", "0.1"]
+    options = [command, "--sets", "noise", *here, "--test", "--minutes", "0.1"]
     trainings.main([*options, "0.2"])
     trained = pd.read_csv(tmp_path / "trainings.csv")
     assert trained[["asked_minutes", "epochs"]].to_numpy().tolist() == [[0.1, 2], [0.2, 4]]
     assert (tmp_path / "trainings.png").exists()
+    (scored,) = tmp_path.glob("*_0.2min/results/auc.csv")
+    auc = read_scores(scored).loc[("DARTS_V1", "Average"), "auc"]
+    assert trained["test_auc"][1] == auc != trained["val_auc"][1]
+    assert f" {auc:.3f} |\n" in (tmp_path / "trainings.md").read_text()
     trainings.main(options)  # the row takes the place of the old one
     again = pd.read_csv(tmp_path / "trainings.csv").sort_values("asked_minutes", ignore_index=True)
     pd.testing.assert_frame_equal(again, trained)
