@@ -84,25 +84,34 @@ def report_folds(runs, data, out):
         predictions = {command: [score_fold(run, fold) for run in each] for command, each in trained.items()}
         folds.append((labels == 1, patients, predictions))
     aucs, findings = auc_over_folds(folds, RESAMPLES)
-    first, rows, lines = next(iter(aucs)), [], []
+    first, rows = next(iter(aucs)), []
     seeds = len(folds[0][2][first])
     for command, auc in aucs.items():
-        gap = auc - (aucs[first] if command != first else np.nan)
-        auc, gap = with_limits(np.column_stack([auc, gap]), [])
-        row = {"command": command, "folds": len(folds), "seeds": seeds, "findings": findings}
-        row |= dict(zip([*AUC, *GAP], [*auc, *gap], strict=True)) | {"better_folds": np.nan}
-        cells = [f"`{command}`", format_interval(*auc, "{:.3f}"), "", ""]
+        gap, better = auc - (aucs[first] if command != first else np.nan), np.nan
         if command != first:
             means = [[np.mean([mean_auc(p, each) for each in q[c]]) for c in (command, first)] for p, _, q in folds]
-            row["better_folds"] = sum(own > other for own, other in means)
-            cells[2:] = format_interval(*gap, "{:+.3f}"), f"{row['better_folds']} of {len(folds)}"
-        rows.append(row)
+            better = sum(own > other for own, other in means)
+        row = {"command": command, "folds": len(folds), "seeds": seeds, "findings": findings}
+        row |= dict(zip([*AUC, *GAP], np.ravel(with_limits(np.column_stack([auc, gap]), [])), strict=True))
+        rows.append(row | {"better_folds": better})
+    compared = pd.DataFrame(rows)
+    write(out.with_suffix(".csv"), compared.to_csv(index=False, lineterminator="\n"))
+    write(out.with_suffix(".md"), format_folds(compared))
+    print(format_folds(compared))
+
+
+def format_folds(compared):
+    """The table of the rows of a folds.csv, in Markdown."""
+    lines = []
+    for row in compared.to_dict("records"):
+        cells = [f"`{row['command']}`", format_interval(*(row[name] for name in AUC), "{:.3f}"), "", ""]
+        if not np.isnan(row["better_folds"]):
+            cells[2] = format_interval(*(row[name] for name in GAP), "{:+.3f}")
+            cells[3] = f"{row['better_folds']:.0f} of {row['folds']}"
         lines.append(cells)
+    about = compared.iloc[0]
     notes = (
-        f"Mean AUC over {findings} findings, over all pairs of films of one fold; folds: {len(folds)}, seeds: {seeds}. "
-        "In brackets: 95 % intervals over patients, who are resampled within their fold."
+        f"Mean AUC over {about['findings']} findings, over all pairs of films of one fold; folds: {about['folds']}, "
+        f"seeds: {about['seeds']}. In brackets: 95 % intervals over patients, who are resampled within their fold."
     )
-    text = format_table(["AUC", "difference to the first", "better folds"], lines, notes)
-    write(out.with_suffix(".csv"), pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-    write(out.with_suffix(".md"), text)
-    print(text)
+    return format_table(["AUC", "difference to the first", "better folds"], lines, notes)
