@@ -41,7 +41,7 @@ EPOCHS = {"phantom": 8, "small": 6, "reference": 50}  # passes over train
 BATCH_SIZE = {"phantom": 32, "small": 32, "reference": 16}  # films
 
 # What films go through before a network sees them (docs/evidence.md).
-STANDARDISE = {"phantom": False, "small": False, "reference": False}  # True: each film to one mean and deviation
+STANDARDISE = {"phantom": False, "small": True, "reference": False}  # True: each film to one mean and deviation
 CONTRAST = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: contrast × exp(± this), brightness ± half of it
 TURN = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: ± degrees, with scale and shift (dataset.turned)
 
