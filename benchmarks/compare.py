@@ -291,16 +291,14 @@ def format_relations(trained):
     """Rank correlations within these rows, and the share of the searched cells' lead that small random ones have."""
     rows, lines = by_row(trained, ROWS), []
     cells = trained[~trained["row"].str.startswith("chexnet")]
-    for what, column, some, name in (
-        ("parameters and test AUC", COSTS[0], rows.get("random", cells[:0]), "random cells"),
-        ("val and test AUC", "val_auc", cells, "trainings of cells"),
+    ceiling = format_ceiling(stats.reliability(cells[auc], cells["genotype"]) for auc in ("val_auc", "test_auc"))
+    for what, column, some, name, limit in (
+        ("parameters and test AUC", COSTS[0], rows.get("random", cells[:0]), "random cells", ""),
+        ("val and test AUC", "val_auc", cells, "trainings of cells", ceiling),
     ):
         if len(some) > 2:
             number = stats.format_interval(*stats.rank_correlation(some[[column, "test_auc"]]), "{:+.2f}")
-            ceiling = ""
-            if column == "val_auc":
-                ceiling = format_ceiling(stats.reliability(some[auc], some["genotype"]) for auc in (column, "test_auc"))
-            lines.append(f"Rank correlation of {what}, over {len(some)} {name}: {number}{ceiling}.")
+            lines.append(f"Rank correlation of {what}, over {len(some)} {name}: {number}{limit}.")
     for row in [row for row in SEARCHED if row in rows and {"random", "random_small"} <= rows.keys()]:
         small, searched, drawn = (rows[name]["test_auc"].to_numpy() for name in ("random_small", row, "random"))
         if stats.difference(searched, drawn)[1] > 0:  # there is no share of a lead that is not shown

@@ -96,8 +96,9 @@ def report_folds(runs, data, out):
         rows.append(row | {"better_folds": better})
     compared = pd.DataFrame(rows)
     write(out.with_suffix(".csv"), compared.to_csv(index=False, lineterminator="\n"))
-    write(out.with_suffix(".md"), format_folds(compared))
-    print(format_folds(compared))
+    text = format_folds(compared)
+    write(out.with_suffix(".md"), text)
+    print(text)
 
 
 def format_folds(compared):

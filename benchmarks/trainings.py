@@ -90,37 +90,39 @@ def run_part(options, asked, dataset, seed, command):
             pace = facts(train(options, command, dataset, 0, "_pace", "--epochs", PACE))["epoch_seconds"]
         length, more = f"_{asked:g}min", ("--epochs", max(1, int(60 * asked / pace)))
     run = train(options, command, dataset, seed, length, *more)
-    if options.test:
-        scores = scores_on_test(run.parents[1], run.name, "--dataset", dataset, "--data", options.data)
     network, _ = load_network(f"{run}_net.pth")
     parameters = sum(p.numel() for p in network.parameters())
     row = {"command": command, "dataset": dataset, "seed": seed, "asked_minutes": asked}
     row |= {"fold_auc": fold_auc(run, options.data, dataset)} if options.folds else {}
-    row |= {"test_auc": scores["auc"]} if options.test else {}
+    if options.test:
+        row["test_auc"] = scores_on_test(run.parents[1], run.name, "--dataset", dataset, "--data", options.data)["auc"]
     return row | {"parameters_millions": round(parameters / 1e6, 4)} | facts(run)
 
 
-def measure(trained):
-    """The column that the table and the figure are of: with --test the AUC on `test`, else on `val`."""
-    return "test_auc" if "test_auc" in trained else "val_auc"
+def scored_split(trained):
+    """The split whose AUC the table and the figure show: `test` with --test, else `val`."""
+    return "test" if "test_auc" in trained else "val"
 
 
 def format_trainings(trained):
     """The AUC of each training and their mean, in Markdown: a line for each command and length."""
+    split = scored_split(trained)
     places = list(trained.groupby(["dataset", "seed"], sort=False).groups)
     asked_any = bool(trained["asked_minutes"].notna().any())
     columns = ["asked (min)"] * asked_any + ["Parameters (M)", "epochs", "minutes"]
     lines = []
     for (command, asked), runs in trained.groupby(["command", "asked_minutes"], sort=False, dropna=False):
-        auc = runs.set_index(["dataset", "seed"])[measure(trained)]
+        auc = runs.set_index(["dataset", "seed"])[f"{split}_auc"]
         cells = [f"{asked:g}".replace("nan", "–")] * asked_any
         cells += [f"{runs['parameters_millions'].iloc[0]:.2f}", f"{runs['epochs'].mean():.0f}"]
         cells += [f"{runs['minutes'].mean():.1f}"]
         cells += [f"{auc[place]:.3f}" if place in auc.index else "–" for place in places]
         lines.append([f"`{command}`", *cells, f"{auc.mean():.3f}"])
     columns += [*(f"{dataset}, {seed}" for dataset, seed in places), "mean"]
-    split = measure(trained).removesuffix("_auc").capitalize()
-    notes = f"{split} AUC of the best epoch, by set and seed of the training; mean epochs and minutes, on one thread."
+    notes = (
+        f"{split.capitalize()} AUC of the best epoch, by set and seed of the training; mean epochs and minutes, on one "
+        "thread."
+    )
     return format_table(columns, lines, notes)
 
 
@@ -129,9 +131,9 @@ def report(trained, out):
     text = format_trainings(trained)
     write(out.with_suffix(".md"), text)
     timed = trained[trained["asked_minutes"].notna()].groupby(["command", "dataset"], sort=False)
-    auc = measure(trained)
-    if curves := {", ".join(names): runs[["minutes", auc]].to_numpy() for names, runs in timed}:
-        draw_quality(out.with_suffix(".png"), curves, auc.replace("_", " ").replace("auc", "AUC"))
+    split = scored_split(trained)
+    if curves := {", ".join(names): runs[["minutes", f"{split}_auc"]].to_numpy() for names, runs in timed}:
+        draw_quality(out.with_suffix(".png"), curves, split)
     print(text)
 
 

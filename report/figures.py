@@ -217,16 +217,13 @@ def draw_comparison(path, groups, genotype=None):
     save_picture(figure.savefig, path)
 
 
-def draw_quality(path, curves, auc):
-    """AUC against minutes of training, a training as a dot; curves: {name: (trainings, 2) of minutes and AUC}.
-
-    auc: what the axis is called.
-    """
+def draw_quality(path, curves, split):
+    """AUC on a split against minutes of training, a training as a dot; {name: (trainings, 2) of minutes and AUC}."""
     figure, (axes,) = make_panels(1, 1, 6.5, 4)
     for (name, points), style in zip(curves.items(), cycle(STYLES), strict=False):
         points = points[np.argsort(points[:, 0])]
         axes.plot(*points.T, label=name, **style)
-    axes.set(xscale="log", xlabel="minutes of training, one thread", ylabel=f"{auc}, mean of the findings")
+    axes.set(xscale="log", xlabel="minutes of training, one thread", ylabel=f"{split} AUC, mean of the findings")
     axes.xaxis.set_major_locator(LogLocator(2))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()

@@ -26,7 +26,7 @@ from dataset import AVERAGE, Films, load_set
 from genotypes import PUBLISHED, load_genotype, random_genotype
 from model_eval import Network
 from report.networks import load_network
-from scores import COSTS, auc_per_finding, read_scores
+from scores import AUC, COSTS, auc_per_finding, read_scores
 from support.files import InputError
 from tests.conftest import start
 from tests.test_scripts import NETWORK, ROOT, SMALL
@@ -315,18 +315,18 @@ def stated(text):
 
 def test_tables_and_numbers_of_the_pages_are_made_from_the_committed_rows(tmp_path):
     printed = set()
-    for name in ("auc_phantom", "auc_nih10k", "auc_nih_mini"):
-        printed |= set(
-            pd.read_csv(ROOT / "docs" / f"{name}.csv")[["auc", "low", "high"]].itertuples(index=False, name=None)
-        )
-    leads = pd.read_csv(ROOT / "docs" / "maps.csv")[["lead", "lead_low", "lead_high"]]
-    printed |= set(leads.itertuples(index=False, name=None))
+    intervals = dict.fromkeys(("auc_phantom", "auc_nih10k", "auc_nih_mini"), AUC)
+    for name, columns in (intervals | {"maps": ["lead", "lead_low", "lead_high"]}).items():
+        printed |= set(pd.read_csv(ROOT / "docs" / f"{name}.csv")[columns].itertuples(index=False, name=None))
     for module, names, tables in COMMITTED:
         rows = pd.concat(pd.read_csv(ROOT / "docs" / f"{name}.csv", dtype=str) for name in names)
         rows[:8].to_csv(tmp_path / "rows.csv")
         rows[8:].assign(processor="AMD EPYC").to_csv(tmp_path / "more.csv")  # older rows lack this column
         beside = ["--beside", str(ROOT / "docs" / "compare.csv")] * (names == ["compare_nih10k"])
         module.main(["--rows", str(tmp_path / "rows.csv"), str(tmp_path / "more.csv"), *beside])
+        without_minutes = names[0].startswith("recipes")  # there is no figure of them
+        assert (tmp_path / "rows.png").exists() != without_minutes
+        (tmp_path / "rows.png").unlink(missing_ok=True)
         text = (tmp_path / "rows.md").read_text()
         made = [part.strip() for part in text.split("\n\n") if part.strip().startswith("|")]
         missing = [table for table in made[:tables] if not any(f"\n{table}\n" in page for page in PAGES.values())]
