@@ -296,7 +296,7 @@ COMMITTED = [  # rows in docs/, and how many of the tables that are made of them
     (compare, ["compare"], 2),
     (compare, ["compare_long", "compare_long_small"], 1),
     (compare, ["compare_seed2"], 1),
-    (compare, ["compare_nih10k"], 2),
+    (compare, ["compare_nih10k_first"], 2),
     (compare, ["compare_nih10k_128"], 0),
     (trainings, ["quality"], 1),
     (trainings, ["recipes"], 1),
@@ -322,7 +322,7 @@ def test_tables_and_numbers_of_the_pages_are_made_from_the_committed_rows(tmp_pa
         rows = pd.concat(pd.read_csv(ROOT / "docs" / f"{name}.csv", dtype=str) for name in names)
         rows[:8].to_csv(tmp_path / "rows.csv")
         rows[8:].assign(processor="AMD EPYC").to_csv(tmp_path / "more.csv")  # older rows lack this column
-        beside = ["--beside", str(ROOT / "docs" / "compare.csv")] * (names == ["compare_nih10k"])
+        beside = ["--beside", str(ROOT / "docs" / "compare.csv")] * (names == ["compare_nih10k_first"])
         module.main(["--rows", str(tmp_path / "rows.csv"), str(tmp_path / "more.csv"), *beside])
         without_minutes = names[0].startswith("recipes")  # there is no figure of them
         assert (tmp_path / "rows.png").exists() != without_minutes
@@ -343,7 +343,9 @@ def test_tables_and_numbers_of_the_pages_are_made_from_the_committed_rows(tmp_pa
 
 
 def test_the_table_of_128_pixels_is_made_from_the_rows_of_both_sizes():
-    both = [pd.read_csv(ROOT / "docs" / f"compare_nih10k{end}.csv").set_index(["row", "seed"]) for end in ("_128", "")]
+    both = [
+        pd.read_csv(ROOT / f"docs/compare_nih10k_{name}.csv").set_index(["row", "seed"]) for name in ("128", "first")
+    ]
     for (row, seed), large in both[0].drop(index=("chexnet", 1)).iterrows():  # at 64 px with these epochs no row
         aucs = [f"{rows.loc[(row, seed), auc]:.3f}" for auc in ("test_auc", "val_auc") for rows in both]
         line = [f"{row}, seed {seed}", *aucs, f"{large['epochs']:.0f}", f"{large['minutes']:.1f}"]
