@@ -39,7 +39,7 @@ EPOCHS = {"phantom": 6, "small": 20, "reference": 100}  # passes over train, at 
 BATCH_SIZE = {"phantom": 16, "small": 16, "reference": 32}  # films
 START_AT_PREVALENCE = {"phantom": True, "small": True, "reference": False}  # classifier's bias: logits of frequencies
 
-# What films go through before a network sees them (docs/evidence.md).
+# What films go through before a network sees them (docs/tried.md).
 STANDARDISE = {"phantom": False, "small": False, "reference": False}  # True: each film to one mean and deviation
 CONTRAST = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: contrast × exp(± this), brightness ± half of it
 TURN = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: ± degrees, with scale and shift (dataset.turned)

@@ -40,7 +40,7 @@ LAYERS = {"phantom": 5, "small": 5, "reference": 12}  # cells, at least 4
 EPOCHS = {"phantom": 8, "small": 6, "reference": 50}  # passes over train
 BATCH_SIZE = {"phantom": 32, "small": 32, "reference": 16}  # films
 
-# What films go through before a network sees them (docs/evidence.md).
+# What films go through before a network sees them (docs/tried.md).
 STANDARDISE = {"phantom": False, "small": True, "reference": False}  # True: each film to one mean and deviation
 CONTRAST = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: contrast × exp(± this), brightness ± half of it
 TURN = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: ± degrees, with scale and shift (dataset.turned)

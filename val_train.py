@@ -44,7 +44,7 @@ DROP_PATH = {"phantom": 0.0, "small": 0.0, "reference": 0.2}  # probability, whi
 CLIP = 5.0  # largest norm of the gradient
 START_AT_PREVALENCE = {"phantom": True, "small": True, "reference": False}  # classifier's bias: logits of frequencies
 
-# What films go through before a network sees them (docs/evidence.md).
+# What films go through before a network sees them (docs/tried.md).
 STANDARDISE = {"phantom": False, "small": True, "reference": False}  # True: each film to one mean and deviation
 CONTRAST = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: contrast × exp(± this), brightness ± half of it
 TURN = {"phantom": 0.0, "small": 0.0, "reference": 0.0}  # training: ± degrees, with scale and shift (dataset.turned)

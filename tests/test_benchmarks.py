@@ -353,6 +353,22 @@ def test_the_table_of_128_pixels_is_made_from_the_rows_of_both_sizes():
         assert f"\n| {' | '.join(line)} |\n" in PAGES["docs/tried.md"]
 
 
+def test_the_table_of_groups_and_the_numbers_of_skips_are_made_from_the_rows_of_real_films():
+    page = PAGES["docs/evidence.md"].replace("−", "-")
+    means = pd.read_csv(ROOT / "docs" / "groups_nih10k.csv").query("finding == 'Average'")
+    of_all = means.groupby("group")["difference"].mean().dropna()  # the largest groups have none
+    for numbers in means.query("row == 'DARTS_V2' and seed == 1").itertuples():
+        line = "| " + stats.format_interval(numbers.auc, numbers.low, numbers.high, "{:.3f}") + " |"
+        if numbers.group in of_all:
+            gap = numbers.difference, numbers.difference_low, numbers.difference_high
+            line += f" {stats.format_interval(*gap, '{:+.3f}')} | {of_all[numbers.group]:+.3f} |"
+        assert re.search(rf"^\|.*\| {numbers.group} \|.*{re.escape(line)}", page, flags=re.MULTILINE)
+    trained = pd.read_csv(ROOT / "docs" / "compare_nih10k.csv")
+    skips = trained["genotype"].str.count("skip_connect").groupby(trained["row"]).mean()
+    told = f"{skips['first_order']:.1f} of a cell's 16 edges on average, where a random cell has {skips['random']:.1f} "
+    assert f"{told}and a small random one {skips['random_small']:.1f}." in re.sub(r"\s+", " ", page)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["compare", "trainings", "speed", "hypergradient", "maps"])
 def test_benchmarks_work_by_their_path_from_another_folder(name, tmp_path):
