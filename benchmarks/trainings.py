@@ -105,16 +105,13 @@ def scored_split(trained):
 
 
 def format_trainings(trained):
-    """The AUC of each training and their mean, in Markdown: a line for each command and length."""
+    """The AUC of each training and their mean, in Markdown: a line for each command."""
     split = scored_split(trained)
     places = list(trained.groupby(["dataset", "seed"], sort=False).groups)
-    asked_any = bool(trained["asked_minutes"].notna().any())
-    columns = ["asked (min)"] * asked_any + ["Parameters (M)", "epochs", "minutes"]
-    lines = []
-    for (command, asked), runs in trained.groupby(["command", "asked_minutes"], sort=False, dropna=False):
+    columns, lines = ["Parameters (M)", "epochs", "minutes"], []
+    for command, runs in trained.groupby("command", sort=False):
         auc = runs.set_index(["dataset", "seed"])[f"{split}_auc"]
-        cells = [f"{asked:g}".replace("nan", "–")] * asked_any
-        cells += [f"{runs['parameters_millions'].iloc[0]:.2f}", f"{runs['epochs'].mean():.0f}"]
+        cells = [f"{runs['parameters_millions'].iloc[0]:.2f}", f"{runs['epochs'].mean():.0f}"]
         cells += [f"{runs['minutes'].mean():.1f}"]
         cells += [f"{auc[place]:.3f}" if place in auc.index else "–" for place in places]
         lines.append([f"`{command}`", *cells, f"{auc.mean():.3f}"])
@@ -126,13 +123,27 @@ def format_trainings(trained):
     return format_table(columns, lines, notes)
 
 
-def report(trained, out):
-    """Write and print the table; draw the figure beside it where there are trainings of asked minutes."""
-    text = format_trainings(trained)
-    write(out.with_suffix(".md"), text)
-    timed = trained[trained["asked_minutes"].notna()].groupby(["command", "dataset"], sort=False)
+def format_lengths(trained):
+    """The AUC by the minutes that were asked for, in Markdown: a line for each command and set, means over seeds."""
     split = scored_split(trained)
-    if curves := {", ".join(names): runs[["minutes", f"{split}_auc"]].to_numpy() for names, runs in timed}:
+    lengths, lines = sorted(trained["asked_minutes"].unique()), []
+    for (command, dataset), runs in trained.groupby(["command", "dataset"], sort=False):
+        means = runs.groupby("asked_minutes")[[f"{split}_auc", "minutes"]].mean()
+        cells = ["{:.3f} ({:.1f})".format(*means.loc[asked]) if asked in means.index else "–" for asked in lengths]
+        lines.append([f"`{command}`, {dataset}", f"{runs['parameters_millions'].iloc[0]:.2f}", *cells])
+    notes = f"{split.capitalize()} AUC of the best epoch, and the minutes that the training took, on one thread."
+    return format_table(["Parameters (M)", *(f"{asked:g} min" for asked in lengths)], lines, notes)
+
+
+def report(trained, out):
+    """Write and print the tables; draw the figure beside them where there are trainings of asked minutes."""
+    has_length = trained["asked_minutes"].notna()
+    timed, split = trained[has_length], scored_split(trained)
+    parts = (format_trainings, trained[~has_length]), (format_lengths, timed)
+    text = "\n".join(form(rows) for form, rows in parts if len(rows))
+    write(out.with_suffix(".md"), text)
+    each = timed.groupby(["command", "dataset"], sort=False)
+    if curves := {", ".join(names): runs[["minutes", f"{split}_auc"]].to_numpy() for names, runs in each}:
         draw_quality(out.with_suffix(".png"), curves, split)
     print(text)
 

@@ -175,7 +175,9 @@ def test_trainings_have_the_epochs_that_fit_into_the_minutes_asked(here, tmp_pat
     (scored,) = tmp_path.glob("*_0.2min/results/auc.csv")
     auc = read_scores(scored).loc[("DARTS_V1", "Average"), "auc"]
     assert trained["test_auc"][1] == auc != trained["val_auc"][1]
-    assert f" {auc:.3f} |\n" in (tmp_path / "trainings.md").read_text()
+    text = (tmp_path / "trainings.md").read_text()
+    assert text.startswith("| | Parameters (M) | 0.1 min | 0.2 min |\n")
+    assert f" ({trained['minutes'][0]:.1f}) | {auc:.3f} ({trained['minutes'][1]:.1f}) |\n" in text
     trainings.main(options)  # the row takes the place of the old one
     again = pd.read_csv(tmp_path / "trainings.csv").sort_values("asked_minutes", ignore_index=True)
     pd.testing.assert_frame_equal(again, trained)
