@@ -111,8 +111,8 @@ def format_trainings(trained):
     columns, lines = ["Parameters (M)", "epochs", "minutes"], []
     for command, runs in trained.groupby("command", sort=False):
         auc = runs.set_index(["dataset", "seed"])[f"{split}_auc"]
-        cells = [f"{runs['parameters_millions'].iloc[0]:.2f}", f"{runs['epochs'].mean():.0f}"]
-        cells += [f"{runs['minutes'].mean():.1f}"]
+        cells = [f"{runs['parameters_millions'].iloc[0]:.2f}"]
+        cells += [f"{runs['epochs'].mean():.0f}", f"{runs['minutes'].mean():.1f}"]
         cells += [f"{auc[place]:.3f}" if place in auc.index else "–" for place in places]
         lines.append([f"`{command}`", *cells, f"{auc.mean():.3f}"])
     columns += [*(f"{dataset}, {seed}" for dataset, seed in places), "mean"]
@@ -137,13 +137,12 @@ def format_lengths(trained):
 
 def report(trained, out):
     """Write and print the tables; draw the figure beside them where there are trainings of asked minutes."""
-    has_length = trained["asked_minutes"].notna()
-    timed, split = trained[has_length], scored_split(trained)
-    parts = (format_trainings, trained[~has_length]), (format_lengths, timed)
+    has_length, split = trained["asked_minutes"].notna(), scored_split(trained)
+    parts = (format_trainings, trained[~has_length]), (format_lengths, trained[has_length])
     text = "\n".join(form(rows) for form, rows in parts if len(rows))
     write(out.with_suffix(".md"), text)
-    each = timed.groupby(["command", "dataset"], sort=False)
-    if curves := {", ".join(names): runs[["minutes", f"{split}_auc"]].to_numpy() for names, runs in each}:
+    timed = trained[has_length].groupby(["command", "dataset"], sort=False)
+    if curves := {", ".join(names): runs[["minutes", f"{split}_auc"]].to_numpy() for names, runs in timed}:
         draw_quality(out.with_suffix(".png"), curves, split)
     print(text)
 
