@@ -358,7 +358,8 @@ def test_the_table_of_128_pixels_is_made_from_the_rows_of_both_sizes():
 
 def test_the_table_of_groups_and_the_numbers_of_skips_are_made_from_the_rows_of_real_films():
     page = PAGES["docs/evidence.md"].replace("−", "-")
-    means = pd.read_csv(ROOT / "docs" / "groups_nih10k.csv").query("finding == 'Average'")
+    groups = pd.read_csv(ROOT / "docs" / "groups_nih10k.csv")
+    means = groups.query("finding == 'Average'")
     of_all = means.groupby("group")["difference"].mean().dropna()  # the largest groups have none
     for numbers in means.query("row == 'DARTS_V2' and seed == 1").itertuples():
         line = "| " + stats.format_interval(numbers.auc, numbers.low, numbers.high, "{:.3f}") + " |"
@@ -370,7 +371,16 @@ def test_the_table_of_groups_and_the_numbers_of_skips_are_made_from_the_rows_of_
     skips = trained["genotype"].str.count("skip_connect").groupby(trained["row"]).mean()
     told = f"{skips['first_order']:.1f} of the 16 edges of a normal and a reduction cell on average, where random ones "
     told += f"have {skips['random']:.1f} and small random ones {skips['random_small']:.1f}."
-    assert told in re.sub(r"\s+", " ", page)
+    page = re.sub(r"\s+", " ", page)
+    assert told in page
+    groups["sure"] = (groups["difference_low"] > 0) | (groups["difference_high"] < 0)
+    sure = groups.groupby(["group", "finding"])["sure"].sum()
+    counts = [sure["AP", finding] for finding in ("Effusion", "Pneumothorax", "Atelectasis", "Infiltration")]
+    assert "effusion ({} of 35), pneumothorax ({}), atelectasis ({}) and infiltration ({})".format(*counts) in page
+    assert f"in {sure['AP', 'Average']} of them the interval excludes zero" in page
+    assert f"in {sure['0 to 39', 'Average']} the interval excludes zero" in page
+    assert f"in {sure['F', 'Nodule']} the interval excludes zero" in page
+    assert f"in these 35 trainings it is {sure.sum() / 35:.0f} on average" in page
 
 
 @pytest.mark.long
